@@ -1,0 +1,51 @@
+# One target for each thing a person does; `make` alone lists them.
+# Everything runs in .venv, which is made and kept up to date by itself.
+
+PYTHON ?= python3
+DATA ?=
+NAME ?= --list
+BIN := .venv/bin
+EXTRAS := train,demo,bench,docs,dev
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check fix bench docs clean
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+.venv: .venv/.installed
+
+.venv/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "$(PYTHON): Trunkline needs Python 3.11 or newer; run make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[$(EXTRAS)]'
+	@touch $@
+
+demo: .venv/.installed ## train, distil, plan, merge, verify and ask the sample tasks (DATA=folder: real data sets)
+	$(BIN)/trunkline demo $(if $(DATA),--data $(DATA))
+
+test: export OMP_NUM_THREADS = 1
+test: .venv/.installed ## run every test
+	$(BIN)/python -m pytest -n 2
+
+check: .venv/.installed ## formatting, lint, types, layers, docstrings, dependencies
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/deptry src
+
+fix: .venv/.installed ## format, and mend what ruff can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: .venv/.installed ## list the benchmarks, or run one (NAME=first-light)
+	$(BIN)/python -m benchmarks $(NAME)
+
+docs: .venv/.installed ## build the documentation into docs/_build/html; a warning is an error
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+
+clean: ## remove outputs and caches; .venv stays
+	rm -rf demo docs/_build .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache .coverage
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
