@@ -1,0 +1,196 @@
+"""The manifest: which trunk and which branches a bundle holds, and the digest of every file.
+
+``manifest.json`` is the only file of a bundle that is ever replaced. It carries a digest of itself, so that a changed
+label or metric is noticed as surely as a changed weight.
+"""
+
+import re
+from typing import Any, TypeAlias
+
+import msgspec
+
+from trunkline.bundle.files import files_digest, sha256_hex
+from trunkline.core.errors import BundleError, DigestMismatchError, SchemaVersionError, SpecError
+from trunkline.core.specs import TASK_NAME, InputForm, Kind, Metric, Pooling, Spec, convert_spec
+
+SCHEMA_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+BRANCH_FILES = ("README.md", "branch.json", "branch.safetensors", "golden.json")
+TRUNK_FILES = ("config.json", "model.safetensors", "tokenizer.json")
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_EXTENSION = re.compile(r"layers-[0-9]+-[0-9]+-[0-9a-f]{12}\.safetensors")
+
+FileDigests: TypeAlias = dict[str, str]
+"""File name (no folders) to the SHA-256 (hex) of its content."""
+
+
+class TrunkEntry(Spec, frozen=True, kw_only=True):
+    """The trunk of a bundle.
+
+    Attributes:
+        depth: How many layers are stored.
+        precision: What its weights are stored and run in.
+        chain: depth + 1 chain values; ``chain[k]`` names the trunk cut after k layers (design.md, section 4).
+        files: Files in ``trunk/``; layers that were added later lie in ``layers-A-B-<digest>.safetensors``.
+    """
+
+    depth: int
+    precision: str = "fp32"
+    chain: tuple[str, ...]
+    files: FileDigests
+
+
+class TaskEntry(Spec, frozen=True, kw_only=True):
+    """One task of a bundle; the fields repeat ``branch.json`` so that a manifest can be read alone.
+
+    Attributes:
+        branch: Digest of the branch, which is also its folder's name.
+        exit_layer: How many trunk layers run before the branch.
+        own_layers: How many layers the branch has itself.
+        dev_metric: Points on the dev rows, or None where they were not measured.
+        files: Files in ``branches/<task>/<branch>/``.
+    """
+
+    branch: str
+    exit_layer: int
+    own_layers: int
+    kind: Kind
+    input: InputForm
+    labels: tuple[str, ...]
+    label_schema_version: int
+    metric: Metric
+    dev_metric: float | None
+    pooling: Pooling
+    files: FileDigests
+
+
+class Manifest(Spec, frozen=True, kw_only=True):
+    """What a bundle holds (``manifest.json``).
+
+    Attributes:
+        backbone: Name of the backbone, as its user gave it; for people.
+        n_layers: Layers of the whole backbone; the trunk may hold fewer.
+        trunk: The shared trunk.
+        tasks: Task name to its branch.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    trunkline_version: str
+    backbone: str
+    n_layers: int
+    trunk: TrunkEntry
+    tasks: dict[str, TaskEntry]
+
+
+def deepest_exit(manifest: Manifest) -> int:
+    """How many trunk layers run when every task is asked."""
+    return max((entry.exit_layer for entry in manifest.tasks.values()), default=0)
+
+
+def layer_cost(manifest: Manifest) -> int:
+    """Layers that one row runs through when every task is asked: deepest exit + own layers (paper section 4.1)."""
+    return deepest_exit(manifest) + sum(entry.own_layers for entry in manifest.tasks.values())
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """The bytes of ``manifest.json``: the manifest and a digest of it."""
+    value = msgspec.to_builtins(manifest)
+    return _text({**value, "digest": _own_digest(value)})
+
+
+def decode_manifest(content: bytes, subject: str) -> Manifest:
+    """Check and decode ``manifest.json``.
+
+    Args:
+        content: Its bytes.
+        subject: What messages are about, for example the path.
+
+    Raises:
+        SchemaVersionError: A newer Trunkline wrote it; nothing else of it was looked at.
+        DigestMismatchError: The bytes are not those that were written.
+        BundleError: It is no manifest, or says something that cannot be (a path for a name, a branch that reads
+            deeper than the trunk goes).
+    """
+    value = decode_versioned(content, SCHEMA_VERSION, subject)
+    digest = value.pop("digest", None)
+    if digest != _own_digest(value) or _text({**value, "digest": digest}) != content:
+        raise DigestMismatchError(
+            f"{subject}: its digest is not that of its content; it was damaged or edited; restore it from a copy "
+            "(attach, replace and detach are the ways to change a bundle)"
+        )
+    try:
+        manifest = convert_spec(value, Manifest, subject)
+    except SpecError as error:
+        raise BundleError(str(error)) from error
+    check_manifest(manifest, subject)
+    return manifest
+
+
+def decode_versioned(content: bytes, known: int, subject: str) -> dict[str, Any]:
+    """Decode a JSON object after looking at its ``schema_version`` alone.
+
+    Args:
+        content: The bytes.
+        known: The newest version that this Trunkline reads.
+        subject: What messages are about.
+
+    Raises:
+        SchemaVersionError: The version is newer.
+        DigestMismatchError: The bytes are not JSON: files are written whole, so these were damaged.
+        BundleError: There is no object with a version.
+    """
+    try:
+        value = msgspec.json.decode(content)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise DigestMismatchError(f"{subject}: is damaged, not JSON ({error}); restore it from a copy") from error
+    version = value.get("schema_version") if isinstance(value, dict) else None
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise BundleError(f"{subject}: has no schema_version; a whole number from 1 is needed; restore it from a copy")
+    if version > known:
+        raise SchemaVersionError(
+            f"{subject}: has schema version {version}; this Trunkline reads up to {known}; upgrade trunkline"
+        )
+    return dict(value)
+
+
+def check_manifest(manifest: Manifest, subject: str) -> None:
+    """Refuse what the types alone do not.
+
+    Raises:
+        BundleError: A name or digest has a form that is not allowed, or depths do not fit together.
+    """
+    trunk = manifest.trunk
+    names = tuple(name for name in trunk.files if not _EXTENSION.fullmatch(name))
+    _require(sorted(names) == sorted(TRUNK_FILES), subject, f"trunk files {sorted(names)}", f"{sorted(TRUNK_FILES)}")
+    _require_digests((*trunk.files.values(), *trunk.chain), subject)
+    _require(trunk.precision == "fp32", subject, f"trunk precision {trunk.precision!r}", "'fp32'")
+    _require(0 <= trunk.depth <= manifest.n_layers, subject, f"trunk depth {trunk.depth}", f"0..{manifest.n_layers}")
+    _require(len(trunk.chain) == trunk.depth + 1, subject, f"{len(trunk.chain)} chain values", f"{trunk.depth + 1}")
+    for task, entry in manifest.tasks.items():
+        about = f"{subject}: task {task!r}"
+        _require(TASK_NAME.fullmatch(task) is not None, subject, f"task name {task!r}", TASK_NAME.pattern)
+        _require(sorted(entry.files) == sorted(BRANCH_FILES), about, f"files {sorted(entry.files)}", f"{BRANCH_FILES}")
+        _require_digests((entry.branch, *entry.files.values()), about)
+        _require(entry.branch == files_digest(entry.files), about, f"branch {entry.branch}", files_digest(entry.files))
+        exits, layers = (0, trunk.depth), (0, manifest.n_layers - entry.exit_layer)
+        _require(exits[0] <= entry.exit_layer <= exits[1], about, f"exit layer {entry.exit_layer}", f"{exits}")
+        _require(layers[0] <= entry.own_layers <= layers[1], about, f"{entry.own_layers} own layers", f"{layers}")
+
+
+def _require_digests(digests: tuple[str, ...], subject: str) -> None:
+    for digest in digests:
+        _require(_DIGEST.fullmatch(digest) is not None, subject, f"digest {digest!r}", "64 hex digits")
+
+
+def _require(condition: bool, subject: str, found: str, allowed: str) -> None:
+    if not condition:
+        raise BundleError(f"{subject}: {found} found; allowed: {allowed}; restore the bundle from a copy")
+
+
+def _own_digest(value: dict[str, Any]) -> str:
+    return sha256_hex(msgspec.json.encode(value, order="deterministic"))
+
+
+def _text(value: dict[str, Any]) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"

@@ -1,0 +1,298 @@
+"""Branches and bundles on disk (design.md, section 4): the bytes that are verified are the bytes that are decoded."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from trunkline.bundle.card import model_card
+from trunkline.bundle.files import check_digest, files_digest, read_inside, sha256_hex, staged_folder, write_file
+from trunkline.bundle.golden import Golden
+from trunkline.bundle.manifest import (
+    BRANCH_FILES,
+    MANIFEST_NAME,
+    Manifest,
+    TaskEntry,
+    decode_manifest,
+    decode_versioned,
+)
+from trunkline.core.errors import (
+    BundleError,
+    CheckpointError,
+    DigestMismatchError,
+    MissingBranchError,
+    NonFiniteError,
+    SpecError,
+    TrunkMismatchError,
+    nearest_hint,
+)
+from trunkline.core.specs import BranchSpec, SpecT, convert_spec, decode_spec, encode_spec
+from trunkline.data.tokenize import Tokenizer
+from trunkline.model.chain import trunk_chain
+from trunkline.model.config import EncoderConfig
+from trunkline.model.tensors import read_tensors, refuse_non_finite, write_tensors
+
+BRANCH_SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredBranch:
+    """A branch as read: every byte of it was verified.
+
+    Attributes:
+        spec: What it is.
+        tensors: Canonical name to float32 values: its own layers and its head.
+        golden: What it must answer.
+        digest: SHA-256 over its files, sorted by name.
+        files: File name to SHA-256.
+    """
+
+    spec: BranchSpec
+    tensors: Mapping[str, np.ndarray]
+    golden: Golden
+    digest: str
+    files: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredTrunk:
+    """A trunk as read: its chain was computed again from these tensors.
+
+    Attributes:
+        config: Facts of the backbone.
+        tensors: Canonical name to float32 values: embeddings, shared tensors, layers 0..depth-1.
+        tokenizer: The tokenizer.
+        chain: depth + 1 chain values.
+    """
+
+    config: EncoderConfig
+    tensors: Mapping[str, np.ndarray]
+    tokenizer: Tokenizer
+    chain: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A bundle at the moment its manifest was read; what it names never changes on disk.
+
+    Attributes:
+        path: Its folder.
+        manifest: What it held then.
+    """
+
+    path: Path
+    manifest: Manifest
+
+    def trunk(self) -> StoredTrunk:
+        """Read and verify the trunk.
+
+        Raises:
+            BundleError: A file is missing or cannot be decoded.
+            DigestMismatchError: A file's bytes changed.
+            NonFiniteError: A weight is NaN or infinite.
+            TrunkMismatchError: The tensors are not those that the manifest's chain names.
+        """
+        return _read_trunk(self)
+
+    def branch(self, task: str) -> StoredBranch:
+        """Read and verify one task's branch.
+
+        Raises:
+            MissingBranchError: The manifest has no such task, or a file is missing.
+            DigestMismatchError: A file's bytes changed.
+            SchemaVersionError: A newer Trunkline wrote the branch.
+            NonFiniteError: A weight is NaN or infinite.
+            TrunkMismatchError: It was trained on another trunk.
+            BundleError: A file cannot be decoded, or manifest and branch disagree.
+        """
+        entry = self.manifest.tasks.get(task)
+        if entry is None:
+            raise MissingBranchError(
+                f"bundle {str(self.path)!r}: has no task {task!r}; {nearest_hint(task, self.manifest.tasks)}"
+            )
+        name = branch_folder(task, entry.branch)
+        branch = _read_branch(self.path, f"{name}/", entry.files)
+        if task_entry(branch) != entry or branch.spec.task != task:
+            raise BundleError(
+                f"bundle {str(self.path)!r}: task {task!r}: the manifest and {name}/branch.json say different things; "
+                "they must agree; restore the bundle from a copy"
+            )
+        check_trunk(branch.spec, self.manifest.trunk.chain, f"bundle {str(self.path)!r}")
+        return branch
+
+
+def branch_folder(task: str, digest: str) -> str:
+    """Where a branch lies in a bundle."""
+    return f"branches/{task}/{digest}"
+
+
+def task_entry(branch: StoredBranch) -> TaskEntry:
+    """What a manifest says about a branch."""
+    spec = branch.spec
+    return TaskEntry(
+        branch=branch.digest,
+        exit_layer=spec.exit_layer,
+        own_layers=spec.own_layers,
+        kind=spec.kind,
+        input=spec.input,
+        labels=spec.labels,
+        label_schema_version=spec.label_schema_version,
+        metric=spec.metric,
+        dev_metric=spec.provenance.dev_metric,
+        pooling=spec.pooling,
+        files=dict(branch.files),
+    )
+
+
+def check_trunk(spec: BranchSpec, chain: tuple[str, ...], subject: str) -> None:
+    """Refuse a branch that was trained on another trunk.
+
+    Raises:
+        TrunkMismatchError: The chain has another value at the branch's exit, or ends above it.
+    """
+    if not 0 <= spec.exit_layer < len(chain):
+        raise TrunkMismatchError(
+            f"task {spec.task!r}: reads after layer {spec.exit_layer}; the trunk of {subject} has "
+            f"{len(chain) - 1} layers; give the backbone so that the trunk can be extended"
+        )
+    if spec.trunk_digest != chain[spec.exit_layer]:
+        raise TrunkMismatchError(
+            f"task {spec.task!r}: was trained on trunk {spec.trunk_digest} (layer {spec.exit_layer}); {subject} has "
+            f"{chain[spec.exit_layer]} there; train the branch on that backbone"
+        )
+
+
+def write_branch(folder: Path, spec: BranchSpec, tensors: Mapping[str, np.ndarray], golden: Golden) -> str:
+    """Write a branch folder, whole or not at all.
+
+    Args:
+        folder: Must not exist or be empty; branches are never overwritten.
+        spec: What the branch is.
+        tensors: Canonical name to values: its own layers and its head.
+        golden: Golden inputs and this branch's logits for them.
+
+    Returns:
+        The branch's digest.
+
+    Raises:
+        NonFiniteError: A weight is NaN or infinite.
+        BundleError: The folder is not empty, cannot be written, or ``golden`` does not fit ``spec``.
+    """
+    subject = f"branch of task {spec.task!r}"
+    refuse_non_finite(tensors, subject)
+    _check_golden(golden, spec, subject)
+    contents = {
+        "README.md": model_card(spec, n_parameters=sum(tensor.size for tensor in tensors.values())).encode(),
+        "branch.json": encode_spec(spec),
+        "branch.safetensors": write_tensors(tensors),
+        "golden.json": encode_spec(golden),
+    }
+    with staged_folder(folder) as staging:
+        return files_digest({name: write_file(staging / name, content) for name, content in contents.items()})
+
+
+def read_branch(folder: Path, *, expected: Mapping[str, str] | None = None) -> StoredBranch:
+    """Read and verify a branch folder.
+
+    Args:
+        folder: Holds the four files of a branch.
+        expected: File name to SHA-256 where they are known; None takes the files as they are.
+
+    Raises:
+        MissingBranchError: The folder or one of its files is missing.
+        DigestMismatchError: A file's bytes differ from ``expected``.
+        SchemaVersionError: A newer Trunkline wrote it.
+        NonFiniteError: A weight is NaN or infinite.
+        BundleError: A file cannot be decoded, or a link leads out of the folder.
+    """
+    return _read_branch(folder, "", expected)
+
+
+def open_bundle(path: Path) -> Bundle:
+    """Read a bundle's manifest; trunk and branches are read and verified when they are asked for.
+
+    Raises:
+        BundleError: There is no bundle, or its manifest is not allowed.
+        SchemaVersionError: A newer Trunkline wrote it.
+        DigestMismatchError: The manifest was damaged or edited.
+    """
+    subject = f"{path / MANIFEST_NAME}"
+    return Bundle(path=path, manifest=decode_manifest(read_inside(path, MANIFEST_NAME), subject))
+
+
+def _read_branch(root: Path, prefix: str, expected: Mapping[str, str] | None) -> StoredBranch:
+    contents = {name: read_inside(root, prefix + name, missing=MissingBranchError) for name in BRANCH_FILES}
+    for name, digest in (expected or {}).items():
+        check_digest(contents[name], digest, f"{root / prefix / name}")
+    files = {name: sha256_hex(content) for name, content in contents.items()}
+    subject = f"branch {str(root / prefix)!r}"
+    spec = _branch_spec(contents["branch.json"], subject)
+    tensors = _decode_tensors(contents["branch.safetensors"], subject)
+    golden = _decode(contents["golden.json"], Golden, f"{subject}: golden.json")
+    _check_golden(golden, spec, subject)
+    return StoredBranch(spec=spec, tensors=tensors, golden=golden, digest=files_digest(files), files=files)
+
+
+def _branch_spec(content: bytes, subject: str) -> BranchSpec:
+    value = decode_versioned(content, BRANCH_SCHEMA_VERSION, f"{subject}: branch.json")
+    try:
+        return convert_spec(value, BranchSpec, f"{subject}: branch.json")
+    except SpecError as error:
+        raise BundleError(str(error)) from error
+
+
+def _decode(content: bytes, spec_type: type[SpecT], subject: str) -> SpecT:
+    try:
+        return decode_spec(content, spec_type, subject)
+    except SpecError as error:
+        raise BundleError(str(error)) from error
+
+
+def _decode_tensors(content: bytes, subject: str) -> dict[str, np.ndarray]:
+    try:
+        tensors = read_tensors(content, subject)
+    except CheckpointError as error:
+        raise DigestMismatchError(f"{error} (the file was damaged: restore it from a copy)") from error
+    refuse_non_finite(tensors, subject)
+    return tensors
+
+
+def _check_golden(golden: Golden, spec: BranchSpec, subject: str) -> None:
+    widths = {len(line) for lines in golden.logits for line in lines}
+    if len(golden.inputs) != len(golden.logits) or not golden.inputs or widths != {spec.n_outputs}:
+        raise BundleError(
+            f"{subject}: golden.json has {len(golden.inputs)} inputs, {len(golden.logits)} answers of widths "
+            f"{sorted(widths)}; one answer of width {spec.n_outputs} for each input is needed; write the branch anew"
+        )
+    if not all(np.isfinite(line).all() for lines in golden.logits for line in lines):
+        raise NonFiniteError(f"{subject}: golden.json has an infinite logit; only finite ones are allowed; train anew")
+
+
+def _read_trunk(bundle: Bundle) -> StoredTrunk:
+    entry = bundle.manifest.trunk
+    subject = f"bundle {str(bundle.path)!r}: trunk"
+    contents = {name: read_inside(bundle.path, f"trunk/{name}") for name in entry.files}
+    for name, digest in entry.files.items():
+        check_digest(contents[name], digest, f"{bundle.path / 'trunk' / name}")
+    config = _decode(contents.pop("config.json"), EncoderConfig, f"{subject}: config.json")
+    tokenizer_json = contents.pop("tokenizer.json").decode()
+    tensors: dict[str, np.ndarray] = {}
+    for name, content in contents.items():
+        tensors.update(_decode_tensors(content, f"{subject}: {name}"))
+    try:
+        tokenizer = Tokenizer.from_json(tokenizer_json, n_types=config.n_types, subject=subject)
+        chain = trunk_chain(config, tensors, tokenizer_json, depth=entry.depth)
+    except (CheckpointError, KeyError) as error:
+        raise BundleError(f"{subject}: cannot be used ({error}); restore the bundle from a copy") from error
+    if config.n_layers != bundle.manifest.n_layers:
+        raise BundleError(
+            f"{subject}: config.json says {config.n_layers} layers, the manifest {bundle.manifest.n_layers}; they must "
+            "agree; restore the bundle from a copy"
+        )
+    if chain != entry.chain:
+        raise TrunkMismatchError(
+            f"{subject}: its tensors give chain value {chain[-1]} at layer {entry.depth}; the manifest names "
+            f"{entry.chain[-1]}; these are the tensors of another trunk: restore the bundle from a copy"
+        )
+    return StoredTrunk(config=config, tensors=tensors, tokenizer=tokenizer, chain=chain)

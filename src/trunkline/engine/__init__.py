@@ -1,0 +1,1 @@
+"""Answers: the forward pass over a bundle, evaluation and verification."""
