@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import msgspec
 import numpy as np
 
 from trunkline.core.errors import NonFiniteError, VerificationError
@@ -19,11 +20,13 @@ _TEXTS = (
     "Order no. 40-7731: 3 x 12.50 EUR, due 2024-02-29 (50% off?) #refund @support",
     "明天早上七点叫我起床。",
     "naïve café 😀👍 ok",
-    "We drove from the old harbor to the lighthouse, then along the coast road until the sun went down, and on the way "
-    "we stopped three times: once for fuel, once because the youngest of us was sure that she had seen a seal, and once "
-    "because the bridge was raised to let a sailing boat pass; nobody was in a hurry, so we sat on the warm stones, ate "
-    "what was left of the bread, and tried to remember the names of all the villages that we had gone through that day, "
-    "and which of them had had a bakery that was open on a Sunday.",
+    (
+        "We drove from the old harbor to the lighthouse, then along the coast road until the sun went down, and on the "
+        "way we stopped three times: once for fuel, once because the youngest of us was sure that she had seen a seal, "
+        "and once because the bridge was raised to let a sailing boat pass; nobody was in a hurry, so we sat on the warm "
+        "stones, ate what was left of the bread, and tried to remember the names of all the villages that we had gone "
+        "through that day, and which of them had had a bakery that was open on a Sunday."
+    ),
 )
 _PARTNERS = (
     "Wake me at 7 am tomorrow.",
@@ -56,7 +59,9 @@ class Golden(Spec, frozen=True, kw_only=True):
 
     inputs: tuple[GoldenInput, ...]
     logits: tuple[tuple[tuple[float, ...], ...], ...]
-    tolerance: dict[str, float] = {"fp32": TOLERANCE_FP32, "bf16": TOLERANCE_BF16}
+    tolerance: dict[str, float] = msgspec.field(
+        default_factory=lambda: {"fp32": TOLERANCE_FP32, "bf16": TOLERANCE_BF16}
+    )
 
     def examples(self) -> tuple[Example, ...]:
         """The inputs as the engine takes them."""

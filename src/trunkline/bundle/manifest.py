@@ -169,7 +169,7 @@ def check_manifest(manifest: Manifest, subject: str) -> None:
     _require(len(trunk.chain) == trunk.depth + 1, subject, f"{len(trunk.chain)} chain values", f"{trunk.depth + 1}")
     for task, entry in manifest.tasks.items():
         about = f"{subject}: task {task!r}"
-        _require(TASK_NAME.fullmatch(task) is not None, subject, f"task name {task!r}", TASK_NAME.pattern)
+        _require(TASK_NAME.fullmatch(task), subject, f"task name {task!r}", TASK_NAME.pattern)
         _require(sorted(entry.files) == sorted(BRANCH_FILES), about, f"files {sorted(entry.files)}", f"{BRANCH_FILES}")
         _require_digests((entry.branch, *entry.files.values()), about)
         _require(entry.branch == files_digest(entry.files), about, f"branch {entry.branch}", files_digest(entry.files))
@@ -180,10 +180,10 @@ def check_manifest(manifest: Manifest, subject: str) -> None:
 
 def _require_digests(digests: tuple[str, ...], subject: str) -> None:
     for digest in digests:
-        _require(_DIGEST.fullmatch(digest) is not None, subject, f"digest {digest!r}", "64 hex digits")
+        _require(_DIGEST.fullmatch(digest), subject, f"digest {digest!r}", "64 hex digits")
 
 
-def _require(condition: bool, subject: str, found: str, allowed: str) -> None:
+def _require(condition: object, subject: str, found: str, allowed: str) -> None:
     if not condition:
         raise BundleError(f"{subject}: {found} found; allowed: {allowed}; restore the bundle from a copy")
 

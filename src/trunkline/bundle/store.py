@@ -84,6 +84,17 @@ class Bundle:
     path: Path
     manifest: Manifest
 
+    def config(self) -> EncoderConfig:
+        """Read and verify the facts of the backbone alone; errors as of `trunk`."""
+        content = _trunk_file(self, "config.json")
+        config = _decode(content, EncoderConfig, f"bundle {str(self.path)!r}: trunk/config.json")
+        if config.n_layers != self.manifest.n_layers:
+            raise BundleError(
+                f"bundle {str(self.path)!r}: trunk/config.json says {config.n_layers} layers, the manifest "
+                f"{self.manifest.n_layers}; they must agree; restore the bundle from a copy"
+            )
+        return config
+
     def trunk(self) -> StoredTrunk:
         """Read and verify the trunk.
 
@@ -112,7 +123,7 @@ class Bundle:
                 f"bundle {str(self.path)!r}: has no task {task!r}; {nearest_hint(task, self.manifest.tasks)}"
             )
         name = branch_folder(task, entry.branch)
-        branch = _read_branch(self.path, f"{name}/", entry.files)
+        branch = read_branch_inside(self.path, name, expected=entry.files)
         if task_entry(branch) != entry or branch.spec.task != task:
             raise BundleError(
                 f"bundle {str(self.path)!r}: task {task!r}: the manifest and {name}/branch.json say different things; "
@@ -206,7 +217,21 @@ def read_branch(folder: Path, *, expected: Mapping[str, str] | None = None) -> S
         NonFiniteError: A weight is NaN or infinite.
         BundleError: A file cannot be decoded, or a link leads out of the folder.
     """
-    return _read_branch(folder, "", expected)
+    return read_branch_inside(folder, ".", expected=expected)
+
+
+def read_branch_inside(root: Path, name: str, *, expected: Mapping[str, str] | None) -> StoredBranch:
+    """Read and verify the branch in ``root / name``; no link may lead out of ``root``. Errors as of `read_branch`."""
+    contents = {file: read_inside(root, f"{name}/{file}", missing=MissingBranchError) for file in BRANCH_FILES}
+    for file, digest in (expected or {}).items():
+        check_digest(contents[file], digest, f"{root / name / file}")
+    files = {file: sha256_hex(content) for file, content in contents.items()}
+    subject = f"branch {str(root / name)!r}"
+    spec = _branch_spec(contents["branch.json"], subject)
+    tensors = _decode_tensors(contents["branch.safetensors"], subject)
+    golden = _decode(contents["golden.json"], Golden, f"{subject}: golden.json")
+    _check_golden(golden, spec, subject)
+    return StoredBranch(spec=spec, tensors=tensors, golden=golden, digest=files_digest(files), files=files)
 
 
 def open_bundle(path: Path) -> Bundle:
@@ -219,19 +244,6 @@ def open_bundle(path: Path) -> Bundle:
     """
     subject = f"{path / MANIFEST_NAME}"
     return Bundle(path=path, manifest=decode_manifest(read_inside(path, MANIFEST_NAME), subject))
-
-
-def _read_branch(root: Path, prefix: str, expected: Mapping[str, str] | None) -> StoredBranch:
-    contents = {name: read_inside(root, prefix + name, missing=MissingBranchError) for name in BRANCH_FILES}
-    for name, digest in (expected or {}).items():
-        check_digest(contents[name], digest, f"{root / prefix / name}")
-    files = {name: sha256_hex(content) for name, content in contents.items()}
-    subject = f"branch {str(root / prefix)!r}"
-    spec = _branch_spec(contents["branch.json"], subject)
-    tensors = _decode_tensors(contents["branch.safetensors"], subject)
-    golden = _decode(contents["golden.json"], Golden, f"{subject}: golden.json")
-    _check_golden(golden, spec, subject)
-    return StoredBranch(spec=spec, tensors=tensors, golden=golden, digest=files_digest(files), files=files)
 
 
 def _branch_spec(content: bytes, subject: str) -> BranchSpec:
@@ -269,27 +281,26 @@ def _check_golden(golden: Golden, spec: BranchSpec, subject: str) -> None:
         raise NonFiniteError(f"{subject}: golden.json has an infinite logit; only finite ones are allowed; train anew")
 
 
+def _trunk_file(bundle: Bundle, name: str) -> bytes:
+    content = read_inside(bundle.path, f"trunk/{name}")
+    check_digest(content, bundle.manifest.trunk.files[name], f"{bundle.path / 'trunk' / name}")
+    return content
+
+
 def _read_trunk(bundle: Bundle) -> StoredTrunk:
     entry = bundle.manifest.trunk
     subject = f"bundle {str(bundle.path)!r}: trunk"
-    contents = {name: read_inside(bundle.path, f"trunk/{name}") for name in entry.files}
-    for name, digest in entry.files.items():
-        check_digest(contents[name], digest, f"{bundle.path / 'trunk' / name}")
-    config = _decode(contents.pop("config.json"), EncoderConfig, f"{subject}: config.json")
-    tokenizer_json = contents.pop("tokenizer.json").decode()
+    config = bundle.config()
     tensors: dict[str, np.ndarray] = {}
-    for name, content in contents.items():
-        tensors.update(_decode_tensors(content, f"{subject}: {name}"))
+    for name in entry.files:
+        if name.endswith(".safetensors"):
+            tensors.update(_decode_tensors(_trunk_file(bundle, name), f"{subject}: {name}"))
     try:
+        tokenizer_json = _trunk_file(bundle, "tokenizer.json").decode()
         tokenizer = Tokenizer.from_json(tokenizer_json, n_types=config.n_types, subject=subject)
         chain = trunk_chain(config, tensors, tokenizer_json, depth=entry.depth)
-    except (CheckpointError, KeyError) as error:
+    except (CheckpointError, KeyError, UnicodeDecodeError) as error:
         raise BundleError(f"{subject}: cannot be used ({error}); restore the bundle from a copy") from error
-    if config.n_layers != bundle.manifest.n_layers:
-        raise BundleError(
-            f"{subject}: config.json says {config.n_layers} layers, the manifest {bundle.manifest.n_layers}; they must "
-            "agree; restore the bundle from a copy"
-        )
     if chain != entry.chain:
         raise TrunkMismatchError(
             f"{subject}: its tensors give chain value {chain[-1]} at layer {entry.depth}; the manifest names "

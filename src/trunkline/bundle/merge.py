@@ -1,0 +1,308 @@
+"""Branches put together on one trunk, and changes to a bundle: immutable files first, then one manifest is swapped.
+
+Every change reads the manifest again under the bundle's lock, so two writers never lose each other's task. Files
+that no manifest names any longer stay where they are: whoever opened the bundle before may still be reading them.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import filelock
+import msgspec
+import numpy as np
+
+import trunkline
+from trunkline.bundle.files import (
+    check_digest,
+    read_inside,
+    sha256_hex,
+    staged_folder,
+    swap_file,
+    write_file,
+)
+from trunkline.bundle.manifest import (
+    BRANCH_FILES,
+    MANIFEST_NAME,
+    Manifest,
+    TrunkEntry,
+    check_manifest,
+    encode_manifest,
+)
+from trunkline.bundle.store import (
+    Bundle,
+    StoredBranch,
+    branch_folder,
+    check_trunk,
+    open_bundle,
+    read_branch,
+    read_branch_inside,
+    task_entry,
+)
+from trunkline.core.errors import (
+    BundleError,
+    DigestMismatchError,
+    MissingBranchError,
+    TrunkMismatchError,
+    nearest_hint,
+)
+from trunkline.core.specs import BranchSpec, encode_spec
+from trunkline.model.backbone import Backbone
+from trunkline.model.config import EncoderConfig, layer_tensor_shapes
+from trunkline.model.tensors import write_tensors
+
+LOCK_NAME = ".lock"
+LOCK_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Extension:
+    """A trunk entry, and the file that must be written before a manifest may name it."""
+
+    entry: TrunkEntry
+    name: str | None = None
+    content: bytes = b""
+
+
+def merge(
+    branch_folders: Sequence[Path], backbone: Backbone, out: Path, *, digests: Sequence[str] | None = None
+) -> Bundle:
+    """Put branches of several tasks on one trunk (paper section 3.3).
+
+    Args:
+        branch_folders: Folders as written by `write_branch`, one for each task.
+        backbone: The backbone that all of them were trained on; its layers up to the deepest exit are stored.
+        out: Folder of the new bundle; must not exist or be empty. It appears whole or not at all.
+        digests: The branches' digests where they are known, in the same order.
+
+    Returns:
+        The bundle.
+
+    Raises:
+        TrunkMismatchError: A branch was trained on another trunk.
+        DigestMismatchError: A branch has another digest than ``digests`` names.
+        BundleError: There are no branches, two of one task, a branch does not fit the backbone, or ``out`` cannot be
+            written. Errors of `read_branch` besides.
+    """
+    branches = [read_branch(folder) for folder in branch_folders]
+    _check_branches(branches, branch_folders, digests)
+    subject = f"backbone {backbone.name!r}"
+    for branch in branches:
+        check_trunk(branch.spec, backbone.chain, subject)
+        _check_tensors(branch, backbone.config, subject)
+    depth = max(branch.spec.exit_layer for branch in branches)
+    with staged_folder(out) as staging:
+        contents = _trunk_contents(backbone, depth)
+        files = {name: write_file(staging / "trunk" / name, content) for name, content in contents.items()}
+        manifest = Manifest(
+            trunkline_version=trunkline.__version__,
+            backbone=backbone.name,
+            n_layers=backbone.config.n_layers,
+            trunk=TrunkEntry(depth=depth, chain=backbone.chain[: depth + 1], files=files),
+            tasks={branch.spec.task: task_entry(branch) for branch in branches},
+        )
+        check_manifest(manifest, f"{out}")
+        for branch, folder in zip(branches, branch_folders, strict=True):
+            _copy_branch(branch, folder, staging / branch_folder(branch.spec.task, branch.digest))
+        write_file(staging / LOCK_NAME, b"")
+        write_file(staging / MANIFEST_NAME, encode_manifest(manifest))
+    return open_bundle(out)
+
+
+def attach(bundle: Bundle, folder: Path, *, backbone: Backbone | None = None) -> Manifest:
+    """Add a task to a bundle; nothing of the other tasks is touched.
+
+    Args:
+        bundle: The bundle; its manifest is read again under the lock.
+        folder: The branch, as written by `write_branch`.
+        backbone: Needed where the branch reads deeper than the stored trunk: the missing layers are added as a file.
+
+    Returns:
+        The manifest that is now on disk.
+
+    Raises:
+        TrunkMismatchError: The branch or the backbone belongs to another trunk, or the trunk is not deep enough.
+        BundleError: The task is there already, or the branch does not fit; errors of `read_branch` besides.
+    """
+    branch = read_branch(folder)
+    task = branch.spec.task
+    with _locked(bundle.path) as current:
+        if task in current.manifest.tasks:
+            raise BundleError(
+                f"bundle {str(bundle.path)!r}: task {task!r} is there already; attach takes new tasks; use replace"
+            )
+        return _put(current, branch, folder, backbone)
+
+
+def replace(bundle: Bundle, folder: Path, *, backbone: Backbone | None = None) -> Manifest:
+    """Put another branch in the place of a task's present one; arguments and errors as of `attach`.
+
+    Raises:
+        MissingBranchError: The bundle has no such task.
+    """
+    branch = read_branch(folder)
+    with _locked(bundle.path) as current:
+        _require_task(current, branch.spec.task)
+        return _put(current, branch, folder, backbone)
+
+
+def detach(bundle: Bundle, task: str) -> Manifest:
+    """Remove a task from the manifest; its files stay, for readers of the manifest before.
+
+    Returns:
+        The manifest that is now on disk.
+
+    Raises:
+        MissingBranchError: The bundle has no such task; the message names the nearest.
+    """
+    with _locked(bundle.path) as current:
+        _require_task(current, task)
+        tasks = {name: entry for name, entry in current.manifest.tasks.items() if name != task}
+        return _swap(current.path, msgspec.structs.replace(current.manifest, tasks=tasks))
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[Bundle]:
+    open_bundle(path)  # No lock file is left in a folder that is no bundle.
+    try:
+        with filelock.FileLock(path / LOCK_NAME, timeout=LOCK_TIMEOUT_S):
+            yield open_bundle(path)
+    except filelock.Timeout as error:
+        raise BundleError(
+            f"bundle {str(path)!r}: another writer has held {LOCK_NAME} for {LOCK_TIMEOUT_S:.0f} s; "
+            "one writer at a time is allowed; wait for it, or end it"
+        ) from error
+    except OSError as error:
+        raise BundleError(f"bundle {str(path)!r}: cannot be changed ({error}); check its permissions") from error
+
+
+def _require_task(bundle: Bundle, task: str) -> None:
+    if task not in bundle.manifest.tasks:
+        raise MissingBranchError(
+            f"bundle {str(bundle.path)!r}: has no task {task!r}; {nearest_hint(task, bundle.manifest.tasks)} "
+            "(attach adds a new one)"
+        )
+
+
+def _put(bundle: Bundle, branch: StoredBranch, folder: Path, backbone: Backbone | None) -> Manifest:
+    task = branch.spec.task
+    extension = _extended(bundle, branch.spec.exit_layer, backbone)
+    check_trunk(branch.spec, extension.entry.chain, f"bundle {str(bundle.path)!r}")
+    _check_tensors(branch, bundle.config(), f"bundle {str(bundle.path)!r}")
+    manifest = msgspec.structs.replace(
+        bundle.manifest, trunk=extension.entry, tasks={**bundle.manifest.tasks, task: task_entry(branch)}
+    )
+    check_manifest(manifest, f"{bundle.path / MANIFEST_NAME}")
+    _require_inside(bundle.path, "trunk")
+    _require_inside(bundle.path, f"branches/{task}")
+    name = branch_folder(task, branch.digest)
+    if (bundle.path / name).exists():  # Left by a detach or replace: the same bytes, or an error that names the file.
+        read_branch_inside(bundle.path, name, expected=branch.files)
+    else:
+        with staged_folder(bundle.path / name) as staging:
+            _copy_branch(branch, folder, staging)
+    if extension.name is not None:
+        swap_file(bundle.path / "trunk" / extension.name, extension.content)
+    return _swap(bundle.path, manifest)
+
+
+def _swap(path: Path, manifest: Manifest) -> Manifest:
+    swap_file(path / MANIFEST_NAME, encode_manifest(manifest))
+    return manifest
+
+
+def _extended(bundle: Bundle, exit_layer: int, backbone: Backbone | None) -> _Extension:
+    entry = bundle.manifest.trunk
+    if backbone is None:
+        return _Extension(entry)
+    known = min(len(entry.chain), len(backbone.chain)) - 1
+    if backbone.chain[: known + 1] != entry.chain[: known + 1]:
+        raise TrunkMismatchError(
+            f"bundle {str(bundle.path)!r}: its trunk has chain value {entry.chain[known]} at layer {known}; backbone "
+            f"{backbone.name!r} has {backbone.chain[known]} there; give the backbone that the bundle was made from"
+        )
+    if exit_layer <= entry.depth or exit_layer >= len(backbone.chain):
+        return _Extension(entry)
+    layers = _layers(backbone.tensors, entry.depth, exit_layer)
+    content = write_tensors(layers)
+    digest = sha256_hex(content)
+    name = f"layers-{entry.depth}-{exit_layer - 1}-{digest[:12]}.safetensors"
+    extended = msgspec.structs.replace(
+        entry, depth=exit_layer, chain=backbone.chain[: exit_layer + 1], files={**entry.files, name: digest}
+    )
+    return _Extension(extended, name, content)
+
+
+def _check_branches(branches: Sequence[StoredBranch], folders: Sequence[Path], digests: Sequence[str] | None) -> None:
+    if not branches:
+        raise BundleError("merge: no branch was given; a bundle needs at least one; name branch folders")
+    repeated = [task for task, count in Counter(branch.spec.task for branch in branches).items() if count > 1]
+    if repeated:
+        raise BundleError(f"merge: task {repeated[0]!r} is there twice; one branch a task is allowed; leave one out")
+    if digests is None:
+        return
+    if len(digests) != len(branches):
+        raise BundleError(f"merge: {len(digests)} digests for {len(branches)} branches; give one for each, or none")
+    for branch, folder, digest in zip(branches, folders, digests, strict=True):
+        if branch.digest != digest:
+            raise DigestMismatchError(
+                f"branch {str(folder)!r}: has digest {branch.digest}; {digest} was recorded; "
+                "it was damaged or changed: train it again, or restore it from a copy"
+            )
+
+
+def _check_tensors(branch: StoredBranch, config: EncoderConfig, subject: str) -> None:
+    expected = _branch_shapes(branch.spec, config, subject)
+    found = {name: tuple(tensor.shape) for name, tensor in branch.tensors.items()}
+    wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    if wrong:
+        name = wrong[0]
+        raise BundleError(
+            f"task {branch.spec.task!r}: tensor {name!r} has shape {found.get(name, 'none')}; {subject} allows "
+            f"{expected.get(name, 'no such tensor')}; train the branch on that backbone"
+        )
+
+
+def _branch_shapes(spec: BranchSpec, config: EncoderConfig, subject: str) -> dict[str, tuple[int, ...]]:
+    last = spec.exit_layer + spec.own_layers
+    if spec.own_layers < 0 or last > config.n_layers:
+        raise BundleError(
+            f"task {spec.task!r}: {spec.own_layers} own layers after layer {spec.exit_layer}; {subject} has "
+            f"{config.n_layers} layers in all; choose fewer, or a lower exit_layer"
+        )
+    shapes = {
+        f"layers.{number}.{name}": shape
+        for number in range(spec.exit_layer, last)
+        for name, shape in layer_tensor_shapes(config).items()
+    }
+    if spec.kind != "tagging" and spec.pooling == "cls":
+        shapes |= {"head.pooler.weight": (config.width, config.width), "head.pooler.bias": (config.width,)}
+    return shapes | {"head.output.weight": (spec.n_outputs, config.width), "head.output.bias": (spec.n_outputs,)}
+
+
+def _trunk_contents(backbone: Backbone, depth: int) -> dict[str, bytes]:
+    stem = {name: tensor for name, tensor in backbone.tensors.items() if name.startswith(("embeddings.", "shared."))}
+    return {
+        "config.json": encode_spec(backbone.config),
+        "tokenizer.json": backbone.tokenizer.json.encode(),
+        "model.safetensors": write_tensors({**stem, **_layers(backbone.tensors, 0, depth)}),
+    }
+
+
+def _layers(tensors: Mapping[str, np.ndarray], start: int, stop: int) -> dict[str, np.ndarray]:
+    prefixes = tuple(f"layers.{number}." for number in range(start, stop))
+    return {name: tensor for name, tensor in tensors.items() if name.startswith(prefixes)}
+
+
+def _copy_branch(branch: StoredBranch, source: Path, target: Path) -> None:
+    for name in BRANCH_FILES:
+        content = read_inside(source, name)
+        check_digest(content, branch.files[name], f"{source / name}")
+        write_file(target / name, content)
+
+
+def _require_inside(root: Path, name: str) -> None:
+    if not (root / name).resolve().is_relative_to(root.resolve()):
+        raise BundleError(f"{root / name}: is a link that leads out of the bundle; remove the link")
