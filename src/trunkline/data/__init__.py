@@ -1,0 +1,1 @@
+"""From files to encoded rows: read, join words, tokenize, collate. Imports `core` only."""

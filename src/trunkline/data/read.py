@@ -1,0 +1,222 @@
+"""Rows of data files into examples; whatever is wrong with a row is said with its file and line."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from trunkline.core.errors import DataError, SpecError, nearest_hint
+from trunkline.core.specs import Columns, Kind, TaskSpec
+from trunkline.core.types import Example, Target
+from trunkline.data.labels import listed_labels, target_labels
+from trunkline.data.sources import jsonl_rows, read_rows, type_name
+from trunkline.data.words import join_words
+
+Part: TypeAlias = Literal["train", "dev", "test"]
+
+_SAMPLE_SEED = 0
+
+
+def read_part(task: TaskSpec, part: Part) -> list[Example]:
+    """Read one part of a task's data.
+
+    In CSV and TSV files several labels of one row are separated by ``|``, tokens and tags by spaces.
+
+    Args:
+        task: The task; its data paths are absolute or relative to the working folder.
+        part: Which part. Train is cut to ``max_train_rows`` by a seeded sample that keeps the order.
+
+    Returns:
+        Labelled rows in the order of the file; at least one.
+
+    Raises:
+        SpecError: The task names no such part.
+        DataError: The file or a row is wrong.
+        MissingDependencyError: The format needs a package that is not installed.
+    """
+    source = getattr(task.data, part)
+    if source is None:
+        raise SpecError(f"task {task.name!r}: has no {part} data; name a file under data.{part} in the task file")
+    labels = listed_labels(task) if part == "train" else None
+    parser = _Parser(task.kind, task.input == "pair", task.columns, frozenset(labels) if labels else None)
+    rows = [parser.example(where, row) for where, row in read_rows(source, parser.wanted)]
+    if not rows:
+        raise DataError(f"{source}: has no rows; {part} needs at least one; check the file")
+    return _sample(rows, task) if part == "train" else rows
+
+
+def read_inputs(lines: Iterable[bytes], subject: str) -> Iterator[Example]:
+    """Read unlabelled rows for prediction: JSON objects with ``text`` (and ``text_pair``), or with ``tokens``.
+
+    Args:
+        lines: Raw JSON lines in UTF-8; other keys of an object are left alone.
+        subject: What messages are about, for example ``"standard input"``.
+
+    Yields:
+        Rows without targets; those given as tokens carry their words' spans.
+
+    Raises:
+        DataError: A line is wrong; the message names it.
+    """
+    columns = Columns()
+    for where, row in jsonl_rows(lines, subject):
+        if columns.tokens not in row:
+            pair = _text(row, columns.text_pair, where) if row.get(columns.text_pair) is not None else None
+            yield Example(text=_text(row, columns.text, where), text_pair=pair)
+        elif columns.text in row or columns.text_pair in row:
+            raise DataError(f"{where}: has both text and tokens; give one of them")
+        else:
+            text, spans = join_words(_words(row, columns.tokens, where))
+            yield Example(text=text, word_spans=spans)
+
+
+@dataclass(frozen=True, slots=True)
+class _Parser:
+    """How rows of one task become examples."""
+
+    kind: Kind
+    pair: bool
+    columns: Columns
+    known: frozenset[str] | None
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """The columns that are read."""
+        columns = self.columns
+        if self.kind == "tagging":
+            return columns.tokens, columns.tags
+        label = columns.labels if self.kind == "multilabel" else columns.label
+        return (columns.text, columns.text_pair, label) if self.pair else (columns.text, label)
+
+    def example(self, where: str, row: dict[str, Any]) -> Example:
+        if self.kind == "tagging":
+            example = self._tagged(where, row)
+        else:
+            target = _TARGETS[self.kind]
+            label = self.columns.labels if self.kind == "multilabel" else self.columns.label
+            example = Example(
+                text=_text(row, self.columns.text, where),
+                text_pair=_text(row, self.columns.text_pair, where) if self.pair else None,
+                target=target(_value(row, label, where), label, where),
+            )
+        if self.known is not None:
+            self._check_known(example, where)
+        return example
+
+    def _tagged(self, where: str, row: dict[str, Any]) -> Example:
+        words = _words(row, self.columns.tokens, where)
+        tags = _strings(_value(row, self.columns.tags, where), self.columns.tags, where)
+        if len(words) != len(tags):
+            raise DataError(f"{where}: has {len(words)} tokens and {len(tags)} tags; give each token one tag")
+        _check_iob2(tags, where)
+        text, spans = join_words(words)
+        return Example(text=text, target=tags, word_spans=spans)
+
+    def _check_known(self, example: Example, where: str) -> None:
+        for label in target_labels(example.target):
+            if self.known is not None and label not in self.known:
+                raise DataError(
+                    f"{where}: label {label!r} is none of the task file's labels; {nearest_hint(label, self.known)}"
+                )
+
+
+def _value(row: dict[str, Any], column: str, where: str) -> Any:
+    if column not in row:
+        raise DataError(f"{where}: has no column {column!r}; {nearest_hint(column, row)}")
+    if row[column] is None:
+        raise DataError(f"{where}: {column!r} is null; fill it in or remove the row")
+    return row[column]
+
+
+def _text(row: dict[str, Any], column: str, where: str) -> str:
+    text = _value(row, column, where)
+    if not isinstance(text, str):
+        raise DataError(f"{where}: {column!r} is {type_name(text)}, not a string; write it as a string")
+    if not text.strip():
+        raise DataError(f"{where}: {column!r} is empty; fill it in or remove the row")
+    return text
+
+
+def _words(row: dict[str, Any], column: str, where: str) -> tuple[str, ...]:
+    words = _strings(_value(row, column, where), column, where)
+    if not words or not any(word.strip() for word in words):
+        raise DataError(f"{where}: {column!r} is empty; fill it in or remove the row")
+    if "" in words:
+        raise DataError(f"{where}: token {words.index('')} of {column!r} is an empty string; remove it and its tag")
+    return words
+
+
+def _strings(value: Any, column: str, where: str) -> tuple[str, ...]:
+    if isinstance(value, str):
+        return tuple(value.split(" "))
+    return _string_list(value, column, where)
+
+
+def _string_list(value: Any, column: str, where: str) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise DataError(f"{where}: {column!r} is {type_name(value)}, not a list of strings; write it as a list")
+    for item in value:
+        if not isinstance(item, str):
+            raise DataError(f"{where}: {column!r} holds {type_name(item)}, not only strings; write each as a string")
+    return tuple(value)
+
+
+def _check_iob2(tags: tuple[str, ...], where: str) -> None:
+    before = "O"
+    for number, tag in enumerate(tags):
+        if tag != "O" and not (tag.startswith(("B-", "I-")) and len(tag) > 2):
+            raise DataError(f"{where}: tag {number} is {tag!r}; IOB2 allows 'O', 'B-x' and 'I-x'; mend the tags")
+        if tag.startswith("I-") and before not in (f"B-{tag[2:]}", tag):
+            raise DataError(
+                f"{where}: tag {number} is {tag!r} after {before!r}; in IOB2 an entity begins with 'B-{tag[2:]}'; "
+                "convert the tags to IOB2"
+            )
+        before = tag
+
+
+def _class_name(value: Any, column: str, where: str) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str):
+        raise DataError(f"{where}: {column!r} is {type_name(value)}, not a class name; write it as a string")
+    if not value:
+        raise DataError(f"{where}: {column!r} is empty; write the class name")
+    return value
+
+
+def _class_names(value: Any, column: str, where: str) -> tuple[str, ...]:
+    names = tuple(filter(None, value.split("|"))) if isinstance(value, str) else _string_list(value, column, where)
+    if len(set(names)) != len(names) or "" in names:
+        raise DataError(f"{where}: {column!r} has a repeated or empty label ({', '.join(names)}); give each label once")
+    return names
+
+
+def _score(value: Any, column: str, where: str) -> float:
+    try:
+        number = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else None
+    except (ValueError, OverflowError):
+        number = None
+    if number is None:
+        raise DataError(f"{where}: {column!r} is {type_name(value)} ({value!r}), not a number; write it as a number")
+    if not math.isfinite(number):
+        raise DataError(f"{where}: {column!r} is {number}; scores are finite numbers; mend or remove the row")
+    return number
+
+
+_TARGETS: dict[Kind, Callable[[Any, str, str], Target]] = {
+    "classification": _class_name,
+    "multilabel": _class_names,
+    "regression": _score,
+}
+
+
+def _sample(rows: list[Example], task: TaskSpec) -> list[Example]:
+    most = task.data.max_train_rows
+    if most is None or most >= len(rows):
+        return rows
+    if most < 1:
+        raise SpecError(f"task {task.name!r}: max_train_rows {most} is not allowed; choose 1 or more, or leave it out")
+    chosen = np.random.default_rng(_SAMPLE_SEED).choice(len(rows), size=most, replace=False)
+    return [rows[index] for index in np.sort(chosen)]

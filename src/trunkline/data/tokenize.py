@@ -1,0 +1,188 @@
+"""Texts to token ids, and words to the tokens that stand for them."""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate, chain, pairwise
+from typing import Any
+
+import numpy as np
+import tokenizers
+
+from trunkline.core.errors import CheckpointError
+from trunkline.core.types import Encoded, Example
+
+_PAD_TOKENS = ("[PAD]", "<pad>", "<|pad|>", "<PAD>")
+_ROWS_PER_CHUNK = 2048
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tokenizer:
+    """A backbone's tokenizer; build it with `from_json`. Safe to share between threads: encoding changes nothing.
+
+    Attributes:
+        json: Canonical ``tokenizer.json``: sorted keys, no truncation and no padding settings. Digested and stored.
+        vocab_size: The largest token id plus one.
+        pad_id: The id of the padding token.
+        n_types: How many token types the architecture has; with 0 or 1 every type id is 0.
+    """
+
+    json: str
+    vocab_size: int
+    pad_id: int
+    n_types: int
+    _inner: tokenizers.Tokenizer = field(repr=False)
+
+    @classmethod
+    def from_json(cls, text: str, *, n_types: int, subject: str) -> "Tokenizer":
+        """Read the text of a ``tokenizer.json``.
+
+        Args:
+            text: What the file holds; its truncation and padding settings are left out.
+            n_types: Token types that the architecture has (0 or 1: all type ids are 0).
+            subject: What messages are about, for example ``"backbone 'minilm'"``.
+
+        Raises:
+            CheckpointError: The text is no tokenizer, or lacks a padding token or a post-processor that adds
+                special tokens.
+        """
+        canonical = _canonical(text, subject)
+        inner = _parse(canonical, subject)
+        if inner.num_special_tokens_to_add(is_pair=False) == 0:
+            raise CheckpointError(
+                f"{subject}: the tokenizer's post-processor adds no special tokens; an encoder needs them ([CLS] … "
+                "[SEP] or <s> … </s>); save the fast tokenizer again with transformers' save_pretrained"
+            )
+        vocabulary = inner.get_vocab(with_added_tokens=True)
+        return cls(
+            json=canonical,
+            vocab_size=max(vocabulary.values()) + 1,
+            pad_id=_pad_id(inner, subject),
+            n_types=n_types,
+            _inner=inner,
+        )
+
+    def encode(self, examples: Sequence[Example], *, max_length: int) -> list[Encoded]:
+        """Encode texts and pairs, special tokens included.
+
+        Too long rows are cut "longest first", as `tokenizers` and transformers do: special tokens stay, the longer
+        text of a pair is cut until both are equally long, then both.
+
+        Args:
+            examples: Rows; those with a ``text_pair`` are encoded as pairs.
+            max_length: Most tokens of a row, special tokens included.
+
+        Returns:
+            One row for each example, in order; ``truncated`` tells which were cut.
+        """
+        rows: list[Encoded] = []
+        for start in range(0, len(examples), _ROWS_PER_CHUNK):
+            rows.extend(self._encode_chunk(examples[start : start + _ROWS_PER_CHUNK], max_length))
+        return rows
+
+    def _encode_chunk(self, examples: Sequence[Example], max_length: int) -> Iterator[Encoded]:
+        texts = [row.text if row.text_pair is None else (row.text, row.text_pair) for row in examples]
+        encodings = self._inner.encode_batch(texts)
+        stops = list(accumulate(len(encoding) for encoding in encodings))
+        # One array for the whole chunk and rows as views of it: four arrays for every row would take seconds.
+        token_ids = _flat((encoding.ids for encoding in encodings), stops[-1], np.int32)
+        type_ids = np.zeros_like(token_ids)
+        if self.n_types > 1:
+            type_ids = _flat((encoding.type_ids for encoding in encodings), stops[-1], np.int32)
+        pairs = (pair for encoding in encodings for pair in encoding.offsets)
+        offsets = _flat(pairs, 2 * stops[-1], np.int32).reshape(-1, 2)
+        numbers = ((-1 if number is None else number for number in encoding.sequence_ids) for encoding in encodings)
+        sequence = _flat(numbers, stops[-1], np.int8)
+        for start, stop in pairwise((0, *stops)):
+            part = slice(start, stop)
+            row = Encoded(token_ids[part], type_ids[part], offsets[part], sequence[part], truncated=False)
+            yield row if stop - start <= max_length else _cut(row, max_length)
+
+
+def word_positions(row: Encoded, word_spans: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Find the first sub-token of each word of a row's first text.
+
+    Where a tokenizer makes one token of several words (SentencePiece does so with Chinese), they share its position.
+
+    Args:
+        row: The encoded text.
+        word_spans: (start, end) of each word in that text, in characters and in order.
+
+    Returns:
+        (words,) int32: index into the row's tokens; -1 where the word was cut away or the tokenizer made no token
+        for it (control characters, for example).
+    """
+    tokens = np.flatnonzero((row.sequence == 0) & (row.offsets[:, 1] > row.offsets[:, 0]))
+    if not len(tokens) or not len(word_spans):
+        return np.full(len(word_spans), -1, dtype=np.int32)
+    spans = np.asarray(word_spans, dtype=np.int32)
+    starts, ends = row.offsets[tokens, 0], row.offsets[tokens, 1]
+    first = np.searchsorted(ends, spans[:, 0], side="right")
+    inside = np.minimum(first, len(tokens) - 1)
+    found = (first < len(tokens)) & (starts[inside] < spans[:, 1])
+    return np.where(found, tokens[inside], -1).astype(np.int32)
+
+
+def _cut(row: Encoded, max_length: int) -> Encoded:
+    """Keep the special tokens and the first tokens of each text, the longest text cut first.
+
+    Not left to `tokenizers`: its truncation is a setting of the shared object, and it builds every piece cut off.
+    """
+    n_special = int(np.count_nonzero(row.sequence == -1))
+    n_first = int(np.count_nonzero(row.sequence == 0))
+    n_second = len(row.sequence) - n_special - n_first
+    first, second = _longest_first(n_first, n_second, max(max_length - n_special, 0))
+    keep = row.sequence == -1
+    keep[np.flatnonzero(row.sequence == 0)[:first]] = True
+    keep[np.flatnonzero(row.sequence == 1)[:second]] = True
+    return Encoded(row.token_ids[keep], row.type_ids[keep], row.offsets[keep], row.sequence[keep], truncated=True)
+
+
+def _longest_first(n_first: int, n_second: int, room: int) -> tuple[int, int]:
+    """How many tokens of two texts fit into ``room``; the rule of `tokenizers` (an odd token goes to the longer)."""
+    short, long = min(n_first, n_second), max(n_first, n_second)
+    if short + long > room:
+        long = max(short, room - short)
+    if short + long > room:
+        short, long = room // 2, room - room // 2
+    return (long, short) if n_first > n_second else (short, long)
+
+
+def _flat(rows: Iterable[Iterable[Any]], count: int, dtype: type[np.generic]) -> np.ndarray:
+    return np.fromiter(chain.from_iterable(rows), dtype=dtype, count=count)
+
+
+def _canonical(text: str, subject: str) -> str:
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{subject}: tokenizer.json is not valid JSON ({error}); download or save it again"
+        ) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(
+            f"{subject}: tokenizer.json holds no JSON object; use the file that transformers' fast tokenizers save"
+        )
+    content |= {"truncation": None, "padding": None}
+    return json.dumps(content, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+
+
+def _parse(canonical: str, subject: str) -> tokenizers.Tokenizer:
+    try:
+        return tokenizers.Tokenizer.from_str(canonical)
+    except Exception as error:
+        # Nothing narrower is possible: tokenizers raises plain Exception for every fault of the text.
+        raise CheckpointError(
+            f"{subject}: tokenizer.json cannot be used ({error}); save it again with a current version of transformers"
+        ) from error
+
+
+def _pad_id(inner: tokenizers.Tokenizer, subject: str) -> int:
+    for token in _PAD_TOKENS:
+        number = inner.token_to_id(token)
+        if number is not None:
+            return number
+    raise CheckpointError(
+        f"{subject}: the tokenizer has no padding token; one of {', '.join(_PAD_TOKENS)} is needed; add it with "
+        "transformers' add_special_tokens and save the tokenizer again"
+    )
