@@ -23,9 +23,9 @@ _TEXTS = (
     (
         "We drove from the old harbor to the lighthouse, then along the coast road until the sun went down, and on the "
         "way we stopped three times: once for fuel, once because the youngest of us was sure that she had seen a seal, "
-        "and once because the bridge was raised to let a sailing boat pass; nobody was in a hurry, so we sat on the warm "
-        "stones, ate what was left of the bread, and tried to remember the names of all the villages that we had gone "
-        "through that day, and which of them had had a bakery that was open on a Sunday."
+        "and once because the bridge was raised to let a sailing boat pass; nobody was in a hurry, so we sat on the "
+        "warm stones, ate what was left of the bread, and tried to remember the names of all the villages that we had "
+        "gone through that day, and which of them had had a bakery that was open on a Sunday."
     ),
 )
 _PARTNERS = (

@@ -50,7 +50,7 @@ from trunkline.core.errors import (
 )
 from trunkline.core.specs import BranchSpec, encode_spec
 from trunkline.model.backbone import Backbone
-from trunkline.model.config import EncoderConfig, layer_tensor_shapes
+from trunkline.model.config import EncoderConfig, layers_tensor_shapes
 from trunkline.model.tensors import write_tensors
 
 LOCK_NAME = ".lock"
@@ -91,7 +91,7 @@ def merge(
     subject = f"backbone {backbone.name!r}"
     for branch in branches:
         check_trunk(branch.spec, backbone.chain, subject)
-        _check_tensors(branch, backbone.config, subject)
+        _check_fit(branch, backbone.config, subject)
     depth = max(branch.spec.exit_layer for branch in branches)
     with staged_folder(out) as staging:
         contents = _trunk_contents(backbone, depth)
@@ -190,7 +190,7 @@ def _put(bundle: Bundle, branch: StoredBranch, folder: Path, backbone: Backbone 
     task = branch.spec.task
     extension = _extended(bundle, branch.spec.exit_layer, backbone)
     check_trunk(branch.spec, extension.entry.chain, f"bundle {str(bundle.path)!r}")
-    _check_tensors(branch, bundle.config(), f"bundle {str(bundle.path)!r}")
+    _check_fit(branch, bundle.config(), f"bundle {str(bundle.path)!r}")
     manifest = msgspec.structs.replace(
         bundle.manifest, trunk=extension.entry, tasks={**bundle.manifest.tasks, task: task_entry(branch)}
     )
@@ -253,7 +253,12 @@ def _check_branches(branches: Sequence[StoredBranch], folders: Sequence[Path], d
             )
 
 
-def _check_tensors(branch: StoredBranch, config: EncoderConfig, subject: str) -> None:
+def _check_fit(branch: StoredBranch, config: EncoderConfig, subject: str) -> None:
+    if branch.spec.max_length > config.max_tokens:
+        raise BundleError(
+            f"task {branch.spec.task!r}: max_length {branch.spec.max_length} is more than the {config.max_tokens} "
+            f"tokens that {subject} has positions for; lower the task's max_length"
+        )
     expected = _branch_shapes(branch.spec, config, subject)
     found = {name: tuple(tensor.shape) for name, tensor in branch.tensors.items()}
     wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
@@ -272,11 +277,7 @@ def _branch_shapes(spec: BranchSpec, config: EncoderConfig, subject: str) -> dic
             f"task {spec.task!r}: {spec.own_layers} own layers after layer {spec.exit_layer}; {subject} has "
             f"{config.n_layers} layers in all; choose fewer, or a lower exit_layer"
         )
-    shapes = {
-        f"layers.{number}.{name}": shape
-        for number in range(spec.exit_layer, last)
-        for name, shape in layer_tensor_shapes(config).items()
-    }
+    shapes = layers_tensor_shapes(config, range(spec.exit_layer, last))
     if spec.kind != "tagging" and spec.pooling == "cls":
         shapes |= {"head.pooler.weight": (config.width, config.width), "head.pooler.bias": (config.width,)}
     return shapes | {"head.output.weight": (spec.n_outputs, config.width), "head.output.bias": (spec.n_outputs,)}
