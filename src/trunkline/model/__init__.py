@@ -1,0 +1,1 @@
+"""Encoders as bricks: configuration, checkpoints, trunk, branches, heads and decoding."""

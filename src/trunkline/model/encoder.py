@@ -1,0 +1,228 @@
+"""Layers of an encoder as bricks; their parameters bear the canonical names (see `trunkline.model.config`).
+
+A pre-norm or rotary encoder needs another layer around the same bricks: attention and feed-forward do not know where
+the norm is applied.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trunkline.core.errors import SpecError
+from trunkline.model.config import Activation, EncoderConfig
+from trunkline.model.shapes import AttentionBiasValues, HiddenStates, Mask, RowIds
+from trunkline.model.tensors import check_tensors
+
+ACTIVATIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+    "silu": F.silu,
+}
+MAX_RELATIVE_DISTANCE = 128
+# The least bfloat16 is finite in float32 too, so a bias survives a cast and never makes a NaN out of an empty row.
+MASKED = torch.finfo(torch.bfloat16).min
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+class Embeddings(nn.Module):
+    """Word, position and type embeddings, normalised: hidden state 0."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        """Make the tables; values must be loaded."""
+        super().__init__()
+        inner = config.embedding_width
+        self.position_offset = config.position_offset
+        self.max_tokens = config.max_tokens
+        self.word = nn.Embedding(config.vocab_size, inner)
+        self.position = nn.Embedding(config.n_positions, inner)
+        self.token_type = nn.Embedding(config.n_types, inner) if config.n_types else None
+        self.norm = nn.LayerNorm(inner, eps=config.norm_eps)
+        self.projection = nn.Linear(inner, config.width) if inner != config.width else None
+        self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def forward(self, token_ids: RowIds, type_ids: RowIds) -> HiddenStates:
+        """Embed rows that are padded on the right.
+
+        Raises:
+            SpecError: The rows are longer than the position table.
+        """
+        first, n_tokens = self.position_offset, token_ids.shape[1]
+        if n_tokens > self.max_tokens:
+            raise SpecError(
+                f"encoder: rows of {n_tokens} tokens are longer than 1..{self.max_tokens}, the room in the backbone's "
+                "position table; lower the task's max_length"
+            )
+        # Positions are counted, not read from the mask as in transformers: they differ on padding only.
+        hidden = self.word(token_ids) + self.position.weight[first : first + n_tokens]
+        if self.token_type is not None:
+            hidden = hidden + self.token_type(type_ids)
+        states: Tensor = self.dropout(self.norm(hidden))
+        if self.projection is not None:
+            states = self.projection(states)
+        return states
+
+
+class AttentionBias(nn.Module):
+    """What all layers add to their attention scores: padding, and MPNet's relative position bias."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        """Make the shared table where the architecture has one; values must be loaded."""
+        super().__init__()
+        self.relative_bias = nn.Embedding(config.relative_buckets, config.n_heads) if config.relative_buckets else None
+
+    def forward(self, mask: Mask) -> AttentionBiasValues:
+        """The bias of a batch: (rows, 1, 1, tokens), or (rows, heads, tokens, tokens) with relative positions."""
+        padding = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, MASKED)[:, None, None, :]
+        if self.relative_bias is None:
+            return padding
+        buckets = relative_buckets(mask.shape[1], self.relative_bias.num_embeddings, device=mask.device)
+        relative: Tensor = self.relative_bias(buckets)
+        return relative.permute(2, 0, 1)[None] + padding
+
+
+def relative_buckets(n_tokens: int, n_buckets: int, *, device: torch.device) -> Tensor:
+    """Bucket of each (query, key) pair by signed distance, as in T5 and MPNet.
+
+    Half of the buckets are for keys behind the query; near distances have one each, far ones share by logarithm.
+
+    Returns:
+        (tokens, tokens) int64.
+    """
+    positions = torch.arange(n_tokens, device=device)
+    distance = positions[None, :] - positions[:, None]
+    half = n_buckets // 2
+    n_exact = half // 2
+    far = distance.abs()
+    share = torch.log(far.float().clamp(min=1.0) / n_exact) / math.log(MAX_RELATIVE_DISTANCE / n_exact)
+    logarithmic = (n_exact + (share * (half - n_exact)).long()).clamp(max=half - 1)
+    return torch.where(far < n_exact, far, logarithmic) + (distance > 0).long() * half
+
+
+class Attention(nn.Module):
+    """Multi-head attention with its own norm, which the layer applies."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        """Make the four projections; values must be loaded."""
+        super().__init__()
+        self.n_heads = config.n_heads
+        self.dropout_share = config.attention_dropout
+        self.query = nn.Linear(config.width, config.width)
+        self.key = nn.Linear(config.width, config.width)
+        self.value = nn.Linear(config.width, config.width)
+        self.output = nn.Linear(config.width, config.width)
+        self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
+
+    def forward(self, queries: HiddenStates, hidden: HiddenStates, bias: AttentionBiasValues) -> HiddenStates:
+        """Let ``queries`` look at ``hidden``; returns one state for each query."""
+        mixed = F.scaled_dot_product_attention(
+            self._split(self.query(queries)),
+            self._split(self.key(hidden)),
+            self._split(self.value(hidden)),
+            attn_mask=bias,
+            dropout_p=self.dropout_share if self.training else 0.0,
+        )
+        output: Tensor = self.output(mixed.transpose(1, 2).flatten(2))
+        return output
+
+    def _split(self, values: Tensor) -> Tensor:
+        return values.view(*values.shape[:2], self.n_heads, -1).transpose(1, 2)
+
+
+class FeedForward(nn.Module):
+    """Two dense layers with their own norm, which the layer applies."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        """Make the two dense layers; values must be loaded."""
+        super().__init__()
+        self.up = nn.Linear(config.width, config.ffn_width)
+        self.down = nn.Linear(config.ffn_width, config.width)
+        self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
+        self.activation = ACTIVATIONS[config.activation]
+
+    def forward(self, hidden: HiddenStates) -> HiddenStates:
+        """Transform each token by itself."""
+        output: Tensor = self.down(self.activation(self.up(hidden)))
+        return output
+
+
+class EncoderLayer(nn.Module):
+    """One post-norm layer: the norm comes after each residual sum (Vaswani et al. 2017)."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        """Make the bricks; values must be loaded."""
+        super().__init__()
+        self.attention = Attention(config)
+        self.ffn = FeedForward(config)
+        # DistilBERT was made without dropout between its attention and the residual sum.
+        self.attention_output_dropout = nn.Dropout(
+            0.0 if config.architecture == "distilbert" else config.hidden_dropout
+        )
+        self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def forward(self, hidden: HiddenStates, bias: AttentionBiasValues, *, n_queries: int | None = None) -> HiddenStates:
+        """Run the layer.
+
+        Args:
+            hidden: What the layer below wrote.
+            bias: From `AttentionBias`.
+            n_queries: How many leading tokens get a state; None gives all of them one. A head that reads the first
+                token needs no more than 1 from the last layer, which then costs a sixth.
+
+        Returns:
+            (rows, n_queries or tokens, width) float.
+        """
+        queries = hidden[:, :n_queries]
+        attended = self.attention(queries, hidden, bias if bias.shape[2] == 1 else bias[:, :, :n_queries])
+        middle = self.attention.norm(queries + self.attention_output_dropout(attended))
+        output: Tensor = self.ffn.norm(middle + self.dropout(self.ffn(middle)))
+        return output
+
+
+def build_empty(make: Callable[[], ModuleT]) -> ModuleT:
+    """Build a module whose every parameter is NaN until it is loaded.
+
+    Nothing is drawn from a random generator, and a parameter that was forgotten shows at once.
+    """
+    with torch.device("meta"):
+        module = make()
+    module = module.to_empty(device="cpu")
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.fill_(math.nan)
+    return module
+
+
+def load_parameters(module: nn.Module, tensors: Mapping[str, np.ndarray], *, prefix: str = "", subject: str) -> None:
+    """Copy arrays into a module's parameters, every one of them.
+
+    Args:
+        module: What to fill.
+        tensors: Canonical name -> float32 array; more than the module has is allowed.
+        prefix: What canonical names have before the module's own names.
+        subject: What the message is about.
+
+    Raises:
+        CheckpointError: A tensor is missing, or has another shape or dtype; nothing was copied then.
+    """
+    parameters = {prefix + name: parameter for name, parameter in module.named_parameters()}
+    shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+    wanted = check_tensors(tensors, shapes, subject)
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(torch.tensor(wanted[name]))
+
+
+def parameter_arrays(module: nn.Module) -> dict[str, np.ndarray]:
+    """Copies of a module's parameters: canonical name -> float32 array."""
+    return {
+        name: parameter.detach().to("cpu", torch.float32).numpy().copy()
+        for name, parameter in module.named_parameters()
+    }

@@ -1,0 +1,96 @@
+"""Heads: from a branch's last hidden states to logits."""
+
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from trunkline.core.specs import Kind, Pooling
+from trunkline.model.shapes import HiddenStates, Mask, RowLogits, TokenLogits
+
+HEAD_STD = 0.02
+
+
+class ClsHead(nn.Module):
+    """Reads the first token: pooler with tanh, dropout, output (Devlin et al. 2019)."""
+
+    def __init__(self, width: int, n_outputs: int, dropout: float) -> None:
+        """Make pooler and output; values must be drawn or loaded."""
+        super().__init__()
+        self.pooler = nn.Linear(width, width)
+        self.dropout = nn.Dropout(dropout)
+        self.output = nn.Linear(width, n_outputs)
+
+    def forward(self, hidden: HiddenStates, mask: Mask) -> RowLogits:
+        """Logits of each row; ``hidden`` may hold the first token alone."""
+        del mask
+        logits: Tensor = self.output(self.dropout(torch.tanh(self.pooler(hidden[:, 0]))))
+        return logits
+
+
+class MeanHead(nn.Module):
+    """Reads the mean over a row's real tokens: dropout, output."""
+
+    def __init__(self, width: int, n_outputs: int, dropout: float) -> None:
+        """Make the output; values must be drawn or loaded."""
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.output = nn.Linear(width, n_outputs)
+
+    def forward(self, hidden: HiddenStates, mask: Mask) -> RowLogits:
+        """Logits of each row."""
+        weights = mask.to(hidden.dtype)
+        # A product sums without a masked copy; the count is at least 1, so an empty row gives zeros and no NaN.
+        total = (weights[:, None, :] @ hidden)[:, 0]
+        mean = total / weights.sum(dim=1, keepdim=True).clamp(min=1.0)
+        logits: Tensor = self.output(self.dropout(mean))
+        return logits
+
+
+class TokenHead(nn.Module):
+    """Reads every token: dropout, output."""
+
+    def __init__(self, width: int, n_outputs: int, dropout: float) -> None:
+        """Make the output; values must be drawn or loaded."""
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.output = nn.Linear(width, n_outputs)
+
+    def forward(self, hidden: HiddenStates, mask: Mask) -> TokenLogits:
+        """Logits of each token; those at padding are of no use."""
+        del mask
+        logits: Tensor = self.output(self.dropout(hidden))
+        return logits
+
+
+Head: TypeAlias = ClsHead | MeanHead | TokenHead
+
+
+def build_head(kind: Kind, pooling: Pooling, *, width: int, n_outputs: int, dropout: float) -> Head:
+    """The head of a task.
+
+    Args:
+        kind: Tagging reads every token; the others read as ``pooling`` says.
+        pooling: ``cls`` or ``mean``.
+        width: Size of a hidden state.
+        n_outputs: Labels, or 1 for a score.
+        dropout: Share dropped before the output in training.
+
+    Returns:
+        A head whose parameters are still to be drawn (`init_head`) or loaded.
+    """
+    if kind == "tagging":
+        return TokenHead(width, n_outputs, dropout)
+    head = ClsHead if pooling == "cls" else MeanHead
+    return head(width, n_outputs, dropout)
+
+
+def init_head(head: Head, *, seed: int) -> None:
+    """Draw a new head: weights from N(0, 0.02), biases zero; nothing but ``seed`` decides the values."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in head.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+            else:
+                parameter.normal_(0.0, HEAD_STD, generator=generator)

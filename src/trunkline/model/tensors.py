@@ -1,0 +1,125 @@
+"""Tensors as bytes: safetensors in, safetensors out, everything in numpy. No torch here."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from trunkline.core.errors import CheckpointError, NonFiniteError
+
+BFLOAT16 = "BF16"
+NUMPY_DTYPES: Mapping[str, str] = {
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    BFLOAT16: "<u2",
+    "I64": "<i8",
+    "I32": "<i4",
+    "I16": "<i2",
+    "I8": "i1",
+    "U64": "<u8",
+    "U32": "<u4",
+    "U16": "<u2",
+    "U8": "u1",
+    "BOOL": "?",
+}
+
+
+def read_tensors(content: bytes, subject: str) -> dict[str, np.ndarray]:
+    """Decode a safetensors file.
+
+    Args:
+        content: The whole file.
+        subject: What the message is about, for example ``"checkpoint 'minilm'"``.
+
+    Returns:
+        Name -> array; every floating dtype comes back as float32, integers and booleans as they are.
+
+    Raises:
+        CheckpointError: The bytes are truncated or malformed, or hold a dtype that cannot be read.
+    """
+    from safetensors import SafetensorError, deserialize
+
+    try:
+        entries = deserialize(content)  # type: ignore[no-untyped-call]
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{subject}: not a whole safetensors file ({error}); fetch or write the file again"
+        ) from error
+    return {name: _array(name, entry, subject) for name, entry in entries}
+
+
+def write_tensors(tensors: Mapping[str, np.ndarray]) -> bytes:
+    """Encode arrays as one safetensors file; equal tensors give equal bytes.
+
+    Args:
+        tensors: Name -> array, any dtype that safetensors knows.
+    """
+    from safetensors.numpy import save
+
+    return bytes(save({name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}))
+
+
+def refuse_non_finite(tensors: Mapping[str, np.ndarray], subject: str) -> None:
+    """Refuse NaN and infinity.
+
+    Raises:
+        NonFiniteError: A tensor holds one; the message names the tensor and says how many.
+    """
+    for name in sorted(tensors):
+        array = tensors[name]
+        # A sum is finite only if all its terms are, and needs no second array; float64 keeps it from overflowing.
+        if array.dtype.kind == "f" and not np.isfinite(array.sum(dtype=np.float64)):
+            n_bad = int(array.size - np.count_nonzero(np.isfinite(array)))
+            raise NonFiniteError(
+                f"{subject}: tensor {name!r} holds {n_bad} values that are NaN or infinite; "
+                "only finite weights are allowed; restore the file or train again"
+            )
+
+
+def check_tensors(
+    tensors: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], subject: str
+) -> dict[str, np.ndarray]:
+    """Pick the named tensors, each with its shape and in float32.
+
+    Args:
+        tensors: What there is; more than is named is allowed.
+        shapes: What is wanted: name -> shape.
+        subject: What the message is about.
+
+    Raises:
+        CheckpointError: A tensor is missing, has another shape, or is not float32.
+    """
+    missing = sorted(name for name in shapes if name not in tensors)
+    if missing:
+        shown = ", ".join(missing[:6]) + (", …" if len(missing) > 6 else "")
+        raise CheckpointError(
+            f"{subject}: {len(missing)} of {len(shapes)} tensors are missing ({shown}); "
+            "no weight may be left to chance; use the file that holds them"
+        )
+    for name, shape in shapes.items():
+        array = tensors[name]
+        if array.shape != shape:
+            raise CheckpointError(
+                f"{subject}: tensor {name!r} has shape {array.shape}; the config allows {shape}; "
+                "config and weights must come from the same model"
+            )
+        if array.dtype != np.float32:
+            raise CheckpointError(
+                f"{subject}: tensor {name!r} has dtype {array.dtype}; only floating point weights are allowed; "
+                "use a checkpoint that is not quantized"
+            )
+    return {name: tensors[name] for name in shapes}
+
+
+def _array(name: str, entry: Mapping[str, object], subject: str) -> np.ndarray:
+    dtype, shape, data = entry["dtype"], entry["shape"], entry["data"]
+    if not (isinstance(dtype, str) and dtype in NUMPY_DTYPES):
+        raise CheckpointError(
+            f"{subject}: tensor {name!r} has dtype {dtype}, which cannot be read; "
+            f"allowed are {', '.join(NUMPY_DTYPES)}; convert the checkpoint to F32"
+        )
+    array: np.ndarray = np.frombuffer(data, dtype=NUMPY_DTYPES[dtype]).reshape(shape)  # type: ignore[call-overload]
+    if dtype == BFLOAT16:
+        # bfloat16 is the upper half of a float32.
+        return (array.astype(np.uint32) << 16).view(np.float32)
+    return array.astype(np.float32, copy=False) if array.dtype.kind == "f" else array
