@@ -41,9 +41,9 @@ class Embeddings(nn.Module):
         inner = config.embedding_width
         self.position_offset = config.position_offset
         self.max_tokens = config.max_tokens
-        self.word = nn.Embedding(config.vocab_size, inner)
-        self.position = nn.Embedding(config.n_positions, inner)
-        self.token_type = nn.Embedding(config.n_types, inner) if config.n_types else None
+        self.word = _table(config.vocab_size, inner)
+        self.position = _table(config.n_positions, inner)
+        self.token_type = _table(config.n_types, inner) if config.n_types else None
         self.norm = nn.LayerNorm(inner, eps=config.norm_eps)
         self.projection = nn.Linear(inner, config.width) if inner != config.width else None
         self.dropout = nn.Dropout(config.hidden_dropout)
@@ -76,7 +76,7 @@ class AttentionBias(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         """Make the shared table where the architecture has one; values must be loaded."""
         super().__init__()
-        self.relative_bias = nn.Embedding(config.relative_buckets, config.n_heads) if config.relative_buckets else None
+        self.relative_bias = _table(config.relative_buckets, config.n_heads) if config.relative_buckets else None
 
     def forward(self, mask: Mask) -> AttentionBiasValues:
         """The bias of a batch: (rows, 1, 1, tokens), or (rows, heads, tokens, tokens) with relative positions."""
@@ -226,3 +226,8 @@ def parameter_arrays(module: nn.Module) -> dict[str, np.ndarray]:
         name: parameter.detach().to("cpu", torch.float32).numpy().copy()
         for name, parameter in module.named_parameters()
     }
+
+
+def _table(n_lines: int, width: int) -> nn.Embedding:
+    # The constructor would draw random values; on the meta device that imports a compiler and takes over a second.
+    return nn.Embedding(n_lines, width, _weight=torch.empty(n_lines, width))
