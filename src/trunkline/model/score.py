@@ -8,8 +8,8 @@ import numpy as np
 from trunkline.core.errors import DataError, NonFiniteError
 from trunkline.core.metrics import classification_metric, multilabel_metric, regression_metric, span_f1
 from trunkline.core.specs import BranchSpec
-from trunkline.core.types import Example
-from trunkline.model.decode import decode_tags, probabilities
+from trunkline.core.types import Example, LabelsPrediction, ScorePrediction
+from trunkline.model.decode import decode, decode_tags
 
 Answer: TypeAlias = str | float | tuple[str, ...]
 """A class name; a score; the labels of a multi-label row, or one tag for each word."""
@@ -32,26 +32,14 @@ def answer(logits: np.ndarray, branch: BranchSpec, positions: np.ndarray | None 
         NonFiniteError: A logit is NaN or infinite.
         DataError: Tagging without ``positions``.
     """
-    if not np.isfinite(logits).all():
-        raise NonFiniteError(
-            f"task {branch.task!r}: a logit is NaN or infinite; answers must be finite; verify the bundle"
-        )
-    if branch.kind == "classification":
-        return branch.labels[int(np.argmax(logits))]
-    if branch.kind == "multilabel":
-        thresholds = branch.calibration.thresholds or (0.5,) * len(branch.labels)
-        chances = probabilities(logits, branch)
-        return tuple(
-            label
-            for label, chance, least in zip(branch.labels, chances, thresholds, strict=True)
-            if float(chance) >= least
-        )
-    if branch.kind == "regression":
-        return float(logits[0]) * branch.score_std + branch.score_mean
-    if positions is None:
-        raise DataError(f"task {branch.task!r}: no word positions; tagging needs them; give those of the encoded row")
-    found = iter(decode_tags(logits, branch.labels))
-    return tuple("O" if position < 0 else next(found) for position in positions.tolist())
+    if branch.kind == "tagging":
+        return _tags(logits, branch, positions)
+    prediction = decode(logits, branch, Example(text=""), None)
+    if isinstance(prediction, LabelsPrediction):
+        return prediction.labels
+    if isinstance(prediction, ScorePrediction):
+        return prediction.score
+    return branch.labels[int(np.argmax(logits))]
 
 
 def score_predictions(branch: BranchSpec, predictions: Sequence[Answer], examples: Sequence[Example]) -> float:
@@ -100,3 +88,14 @@ def _all_of(kind: type[AnswerT], values: Sequence[object], branch: BranchSpec) -
             )
         checked.append(value)
     return checked
+
+
+def _tags(logits: np.ndarray, branch: BranchSpec, positions: np.ndarray | None) -> tuple[str, ...]:
+    if positions is None:
+        raise DataError(f"task {branch.task!r}: no word positions; tagging needs them; give those of the encoded row")
+    if not np.isfinite(logits).all():
+        raise NonFiniteError(
+            f"task {branch.task!r}: a logit is NaN or infinite; only finite ones are answers; verify it"
+        )
+    found = iter(decode_tags(logits, branch.labels))
+    return tuple("O" if position < 0 else next(found) for position in positions.tolist())
