@@ -1,12 +1,12 @@
 """The metrics that tasks are judged by; all in points, 0 to 100 (Matthews and correlations: -100 to 100)."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from trunkline.core.errors import DataError, NonFiniteError, SpecError, UnknownNameError
+from trunkline.core.errors import DataError, MissingDependencyError, NonFiniteError, SpecError, UnknownNameError
 from trunkline.core.specs import METRICS_OF_KIND, Kind
 
 
@@ -41,11 +41,13 @@ def classification_metric(
         Points; Matthews is 0 where either side is constant.
 
     Raises:
+        MissingDependencyError: The metric's library is not installed.
         UnknownNameError: The metric does not fit classification.
         SpecError: ``f1_binary`` without ``positive_label``.
         DataError: No rows, or different numbers of them.
     """
-    from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+    with _needs("scikit-learn"):
+        from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
     _check(metric, "classification", predictions, references)
     given, wanted = list(predictions), list(references)
@@ -81,10 +83,12 @@ def multilabel_metric(
         Points; 0 where neither side has a label.
 
     Raises:
+        MissingDependencyError: The metric's library is not installed.
         UnknownNameError: The metric does not fit multi-label tasks.
         DataError: No rows, or different numbers of them.
     """
-    from sklearn.metrics import f1_score
+    with _needs("scikit-learn"):
+        from sklearn.metrics import f1_score
 
     _check(metric, "multilabel", predictions, references)
     occurring = _occurring(labels, [name for row in (*predictions, *references) for name in row])
@@ -111,11 +115,13 @@ def regression_metric(metric: str, predictions: Sequence[float], references: Seq
         always says the same has learnt nothing).
 
     Raises:
+        MissingDependencyError: The metric's library is not installed.
         UnknownNameError: The metric does not fit regression.
         DataError: No rows, or different numbers of them.
         NonFiniteError: A score is NaN or infinite.
     """
-    from scipy.stats import rankdata
+    with _needs("scipy"):
+        from scipy.stats import rankdata
 
     _check(metric, "regression", predictions, references)
     given, wanted = np.asarray(predictions, dtype=np.float64), np.asarray(references, dtype=np.float64)
@@ -142,9 +148,11 @@ def span_f1(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[
         F1, precision and recall over all spans of all rows; 0 where there are none.
 
     Raises:
+        MissingDependencyError: seqeval is not installed.
         DataError: No rows, or different numbers of rows or words.
     """
-    from seqeval.metrics import precision_recall_fscore_support
+    with _needs("seqeval"):
+        from seqeval.metrics.sequence_labeling import precision_recall_fscore_support
 
     _check("span_f1", "tagging", predictions, references)
     for number, (given, wanted) in enumerate(zip(predictions, references, strict=True)):
@@ -152,11 +160,21 @@ def span_f1(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[
             raise DataError(
                 f"metric 'span_f1': row {number} has {len(given)} tags for {len(wanted)} words; give as many"
             )
-    score: Callable[..., Any] = precision_recall_fscore_support
-    precision, recall, f1, _ = score(
+    precision, recall, f1, _ = precision_recall_fscore_support(
         [list(row) for row in references], [list(row) for row in predictions], average="micro", zero_division=0
     )
     return SpanScore(f1=100.0 * float(f1), precision=100.0 * float(precision), recall=100.0 * float(recall))
+
+
+@contextmanager
+def _needs(package: str) -> Iterator[None]:
+    """Say which extra brings a library that is missing."""
+    try:
+        yield
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"{package}: not installed; metrics need it; install the extra with: pip install 'trunkline[train]'"
+        ) from error
 
 
 def _check(metric: str, kind: Kind, predictions: Sequence[object], references: Sequence[object]) -> None:

@@ -25,7 +25,7 @@ def labels_of(task: TaskSpec, train: Sequence[Example]) -> tuple[str, ...]:
     Raises:
         DataError: Train holds too few labels to learn from.
         UnknownNameError: ``positive_label`` is none of the labels.
-        SpecError: The task file's labels do not make a set of tags.
+        SpecError: The task file lists too few labels, or what it lists makes no set of tags.
     """
     if task.kind == "regression":
         return ()
@@ -33,12 +33,12 @@ def labels_of(task: TaskSpec, train: Sequence[Example]) -> tuple[str, ...]:
     if labels is None:
         names = sorted({name for row in train for name in target_labels(row.target)})
         labels = _tags_of_types(entity_types(names)) if task.kind == "tagging" else tuple(names)
-        least = 1 if task.kind == "multilabel" else 2
-        if len(labels) < least:
-            raise DataError(
-                f"task {task.name!r}: train has {len(labels)} labels ({', '.join(labels) or 'none'}); "
-                f"{task.kind} needs at least {least}; check the data, or list labels in the task file"
-            )
+    least = 1 if task.kind == "multilabel" else 2
+    if len(labels) < least:
+        raise (DataError if task.labels is None else SpecError)(
+            f"task {task.name!r}: {'train has' if task.labels is None else 'the task file lists'} {len(labels)} labels "
+            f"({', '.join(labels) or 'none'}); {task.kind} needs at least {least}; check the data, or list them all"
+        )
     if task.positive_label is not None and task.positive_label not in labels:
         raise UnknownNameError(
             f"task {task.name!r}: positive_label {task.positive_label!r} is none of its labels; "

@@ -11,7 +11,7 @@ from trunkline.core.errors import DataError, SpecError, nearest_hint
 from trunkline.core.specs import Columns, Kind, TaskSpec
 from trunkline.core.types import Example, Target
 from trunkline.data.labels import listed_labels, target_labels
-from trunkline.data.sources import jsonl_rows, read_rows, type_name
+from trunkline.data.sources import is_table, jsonl_rows, read_rows, type_name
 from trunkline.data.words import join_words
 
 Part: TypeAlias = Literal["train", "dev", "test"]
@@ -22,7 +22,8 @@ _SAMPLE_SEED = 0
 def read_part(task: TaskSpec, part: Part) -> list[Example]:
     """Read one part of a task's data.
 
-    In CSV and TSV files several labels of one row are separated by ``|``, tokens and tags by spaces.
+    In CSV and TSV files several labels of one row are separated by ``|``, tokens and tags by single spaces. Class
+    names that JSON or Parquet give as whole numbers are taken as their digits.
 
     Args:
         task: The task; its data paths are absolute or relative to the working folder.
@@ -41,7 +42,10 @@ def read_part(task: TaskSpec, part: Part) -> list[Example]:
         raise SpecError(f"task {task.name!r}: has no {part} data; name a file under data.{part} in the task file")
     labels = listed_labels(task) if part == "train" else None
     parser = _Parser(task.kind, task.input == "pair", task.columns, frozenset(labels) if labels else None)
-    rows = [parser.example(where, row) for where, row in read_rows(source, parser.wanted)]
+    found = read_rows(source, parser.wanted)
+    if is_table(source):
+        found = ((where, parser.from_cells(row)) for where, row in found)
+    rows = [parser.example(where, row) for where, row in found]
     if not rows:
         raise DataError(f"{source}: has no rows; {part} needs at least one; check the file")
     return _sample(rows, task) if part == "train" else rows
@@ -51,7 +55,7 @@ def read_inputs(lines: Iterable[bytes], subject: str) -> Iterator[Example]:
     """Read unlabelled rows for prediction: JSON objects with ``text`` (and ``text_pair``), or with ``tokens``.
 
     Args:
-        lines: Raw JSON lines in UTF-8; other keys of an object are left alone.
+        lines: Raw JSON lines in UTF-8; null stands for a key that is absent, other keys are left alone.
         subject: What messages are about, for example ``"standard input"``.
 
     Yields:
@@ -61,9 +65,10 @@ def read_inputs(lines: Iterable[bytes], subject: str) -> Iterator[Example]:
         DataError: A line is wrong; the message names it.
     """
     columns = Columns()
-    for where, row in jsonl_rows(lines, subject):
+    for where, line in jsonl_rows(lines, subject):
+        row = {column: value for column, value in line.items() if value is not None}
         if columns.tokens not in row:
-            pair = _text(row, columns.text_pair, where) if row.get(columns.text_pair) is not None else None
+            pair = _text(row, columns.text_pair, where) if columns.text_pair in row else None
             yield Example(text=_text(row, columns.text, where), text_pair=pair)
         elif columns.text in row or columns.text_pair in row:
             raise DataError(f"{where}: has both text and tokens; give one of them")
@@ -90,16 +95,32 @@ class _Parser:
         label = columns.labels if self.kind == "multilabel" else columns.label
         return (columns.text, columns.text_pair, label) if self.pair else (columns.text, label)
 
+    def from_cells(self, row: dict[str, str]) -> dict[str, Any]:
+        """What JSON would say for the cells of a table, which are all strings."""
+        columns = self.columns
+        separators = {
+            "multilabel": {columns.labels: "|"},
+            "tagging": {columns.tokens: " ", columns.tags: " "},
+        }.get(self.kind, {})
+        values: dict[str, Any] = dict(row)
+        for column, separator in separators.items():
+            if column in row:
+                values[column] = row[column].split(separator) if row[column] else []
+        if self.kind == "regression" and columns.label in row:
+            values[columns.label] = _number(row[columns.label])
+        return values
+
     def example(self, where: str, row: dict[str, Any]) -> Example:
+        """One row, checked."""
         if self.kind == "tagging":
             example = self._tagged(where, row)
         else:
-            target = _TARGETS[self.kind]
+            read_target = _TARGETS[self.kind]
             label = self.columns.labels if self.kind == "multilabel" else self.columns.label
             example = Example(
                 text=_text(row, self.columns.text, where),
                 text_pair=_text(row, self.columns.text_pair, where) if self.pair else None,
-                target=target(_value(row, label, where), label, where),
+                target=read_target(_value(row, label, where), label, where),
             )
         if self.known is not None:
             self._check_known(example, where)
@@ -149,12 +170,6 @@ def _words(row: dict[str, Any], column: str, where: str) -> tuple[str, ...]:
 
 
 def _strings(value: Any, column: str, where: str) -> tuple[str, ...]:
-    if isinstance(value, str):
-        return tuple(value.split(" "))
-    return _string_list(value, column, where)
-
-
-def _string_list(value: Any, column: str, where: str) -> tuple[str, ...]:
     if not isinstance(value, list):
         raise DataError(f"{where}: {column!r} is {type_name(value)}, not a list of strings; write it as a list")
     for item in value:
@@ -187,22 +202,25 @@ def _class_name(value: Any, column: str, where: str) -> str:
 
 
 def _class_names(value: Any, column: str, where: str) -> tuple[str, ...]:
-    names = tuple(filter(None, value.split("|"))) if isinstance(value, str) else _string_list(value, column, where)
+    names = _strings(value, column, where)
     if len(set(names)) != len(names) or "" in names:
         raise DataError(f"{where}: {column!r} has a repeated or empty label ({', '.join(names)}); give each label once")
     return names
 
 
 def _score(value: Any, column: str, where: str) -> float:
-    try:
-        number = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else None
-    except (ValueError, OverflowError):
-        number = None
-    if number is None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
         raise DataError(f"{where}: {column!r} is {type_name(value)} ({value!r}), not a number; write it as a number")
-    if not math.isfinite(number):
-        raise DataError(f"{where}: {column!r} is {number}; scores are finite numbers; mend or remove the row")
-    return number
+    if not math.isfinite(value):
+        raise DataError(f"{where}: {column!r} is {value}; scores are finite numbers; mend or remove the row")
+    return float(value)
+
+
+def _number(cell: str) -> float | str:
+    try:
+        return float(cell)
+    except ValueError:
+        return cell
 
 
 _TARGETS: dict[Kind, Callable[[Any, str, str], Target]] = {

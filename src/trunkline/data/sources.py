@@ -44,7 +44,13 @@ def read_rows(source: str, columns: Sequence[str]) -> Iterator[Row]:
     elif suffix in readers:
         yield from readers[suffix](path)
     else:
-        raise DataError(f"{source}: suffix {suffix!r} is not known; allowed are {_SUFFIXES}; convert or rename it")
+        ending = "".join(path.suffixes[-2:])
+        raise DataError(f"{source}: the ending {ending!r} is not known; allowed are {_SUFFIXES}; convert or rename it")
+
+
+def is_table(source: str) -> bool:
+    """Whether a source is CSV or TSV, where every value is a string."""
+    return not source.startswith("hub:") and source.removesuffix(".gz").endswith((".csv", ".tsv"))
 
 
 def jsonl_rows(lines: Iterable[bytes], subject: str) -> Iterator[Row]:
@@ -175,8 +181,6 @@ def _hub_rows(source: str, columns: Sequence[str]) -> Iterator[Row]:
         for number, row in enumerate(data, start=1):
             yield f"{source} row {number}", {column: readers[column](value) for column, value in row.items()}
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        if isinstance(error, DataError):
-            raise
         raise DataError(
             f"{source}: `datasets` cannot read it ({error}); check name, config and split, the network, and "
             "HF_HUB_OFFLINE"

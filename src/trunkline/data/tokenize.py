@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tokenizers
 
-from trunkline.core.errors import CheckpointError
+from trunkline.core.errors import CheckpointError, DataError
 from trunkline.core.types import Encoded, Example
 
 _PAD_TOKENS = ("[PAD]", "<pad>", "<|pad|>", "<PAD>")
@@ -74,6 +74,9 @@ class Tokenizer:
 
         Returns:
             One row for each example, in order; ``truncated`` tells which were cut.
+
+        Raises:
+            DataError: A text is no valid Unicode.
         """
         rows: list[Encoded] = []
         for start in range(0, len(examples), _ROWS_PER_CHUNK):
@@ -82,7 +85,10 @@ class Tokenizer:
 
     def _encode_chunk(self, examples: Sequence[Example], max_length: int) -> Iterator[Encoded]:
         texts = [row.text if row.text_pair is None else (row.text, row.text_pair) for row in examples]
-        encodings = self._inner.encode_batch(texts)
+        try:
+            encodings = self._inner.encode_batch(texts)
+        except (TypeError, UnicodeError) as error:
+            raise _text_error(examples) from error
         stops = list(accumulate(len(encoding) for encoding in encodings))
         # One array for the whole chunk and rows as views of it: four arrays for every row would take seconds.
         token_ids = _flat((encoding.ids for encoding in encodings), stops[-1], np.int32)
@@ -121,6 +127,18 @@ def word_positions(row: Encoded, word_spans: Sequence[tuple[int, int]]) -> np.nd
     inside = np.minimum(first, len(tokens) - 1)
     found = (first < len(tokens)) & (starts[inside] < spans[:, 1])
     return np.where(found, tokens[inside], -1).astype(np.int32)
+
+
+def _text_error(examples: Sequence[Example]) -> DataError:
+    for row in examples:
+        for text in (row.text, row.text_pair or ""):
+            broken = [hex(ord(character)) for character in text if "\ud800" <= character <= "\udfff"]
+            if broken:
+                return DataError(
+                    f"text {text[:40]!r}: holds half a surrogate pair ({broken[0]}); texts are valid Unicode; decode "
+                    "it again from its source"
+                )
+    return DataError("texts: cannot be encoded; each text is a string; check what is passed")
 
 
 def _cut(row: Encoded, max_length: int) -> Encoded:
