@@ -140,12 +140,15 @@ def write_checkpoint(folder: Path, backbone: Backbone) -> Path:
 def write_tiny_checkpoint(folder: Path, architecture: Architecture = "bert", **changes: Any) -> Path:
     """Write a Hugging Face folder with transformers itself: random weights, our tokenizer.json.
 
+    ``changes`` are fields of our config or keys of transformers'.
     Importing transformers takes seconds; tests that only need a folder take `write_checkpoint`.
     """
     import torch
     from transformers import AutoConfig, AutoModel
 
-    facts = tiny_config_json(tiny_config(architecture, **changes)) | {"initializer_range": 0.2}
+    sizes = {name: value for name, value in changes.items() if name in EncoderConfig.__struct_fields__}
+    others = {name: value for name, value in changes.items() if name not in sizes}
+    facts = tiny_config_json(tiny_config(architecture, **sizes)) | {"initializer_range": 0.2} | others
     model_type = facts.pop("model_type")
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -91,7 +91,7 @@ def probabilities(logits: Logits, branch: BranchSpec) -> np.ndarray:
     if branch.kind == "multilabel":
         # tanh cannot overflow, exp(-x) can.
         return np.asarray(0.5 * (1.0 + np.tanh(0.5 * scaled)))
-    return np.exp(_log_softmax(scaled))
+    return np.asarray(np.exp(_log_softmax(scaled)))
 
 
 def decode_tags(logits: Logits, labels: Sequence[str]) -> list[str]:
