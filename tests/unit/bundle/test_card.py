@@ -1,0 +1,26 @@
+from tests.tiny_bundles import backbone_of, branch_spec
+from trunkline.bundle.card import model_card
+
+
+def test_a_card_names_what_people_need_to_know() -> None:
+    spec = branch_spec("intent", backbone_of())
+    card = model_card(spec, n_parameters=12345)
+    for fact in ("`intent`", "classification", "12,345", spec.trunk_digest, "79.50 points", "`run-intent`", "`book`"):
+        assert fact in card
+
+
+def test_a_card_of_many_labels_stays_short() -> None:
+    labels = tuple(f"label-{number:03}" for number in range(150))
+    card = model_card(branch_spec("intent", backbone_of(), labels=labels), n_parameters=1)
+    assert "150: " in card
+    assert "and 120 more" in card
+    assert "label-149" not in card
+
+
+def test_a_card_of_a_score_has_no_labels() -> None:
+    assert "a score" in model_card(branch_spec("urgency", backbone_of()), n_parameters=1)
+
+
+def test_a_label_cannot_break_the_table() -> None:
+    card = model_card(branch_spec("intent", backbone_of(), labels=("a|b\nc", "d")), n_parameters=1)
+    assert "`a\\|b c`" in card
