@@ -18,8 +18,9 @@ help: ## list the targets
 .venv/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "$(PYTHON): Trunkline needs Python 3.11 or newer; run make PYTHON=/path/to/python3.11" >&2; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[$(EXTRAS)]'
+	@echo 'installing pinned packages into .venv (two to five minutes the first time)'
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --disable-pip-version-check -qq -c constraints.txt -e '.[$(EXTRAS)]'
 	@touch $@
 
 demo: .venv/.installed ## train, distil, plan, merge, verify and ask the sample tasks (DATA=folder: real data sets)
