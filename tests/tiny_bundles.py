@@ -1,4 +1,4 @@
-"""Pico branches and bundles on the pico backbones of tests/tiny.py: random heads, layers a little off the backbone's."""
+"""Pico branches and bundles on the pico backbones of tests/tiny.py: random heads, layers with noise."""
 
 import hashlib
 from collections.abc import Mapping

@@ -11,7 +11,7 @@ from trunkline.bundle.manifest import deepest_exit
 from trunkline.bundle.store import open_bundle
 from trunkline.core.errors import DataError, NonFiniteError, UnknownNameError, nearest_hint
 from trunkline.core.specs import BranchSpec
-from trunkline.core.types import Encoded, Example, Prediction, SpansPrediction
+from trunkline.core.types import Encoded, Example, Prediction
 from trunkline.data.collate import collate, length_batches
 from trunkline.data.tokenize import Tokenizer, word_positions
 from trunkline.data.words import split_words
@@ -167,14 +167,7 @@ class Engine:
 
     def _run(self, examples: list[Example], asked: _Asked, rows_per_batch: int) -> dict[str, list[_Raw]]:
         encoded = self._encode(examples, asked)
-        numbers: dict[bytes, int] = {}
-        distinct: list[Encoded] = []
-        users: dict[str, np.ndarray] = {}
-        for task, rows in encoded.items():
-            for row in rows:
-                if numbers.setdefault(row.key(), len(distinct)) == len(distinct):
-                    distinct.append(row)
-            users[task] = np.fromiter((numbers[row.key()] for row in rows), dtype=np.int64, count=len(rows))
+        distinct, users = _distinct(encoded)
         used = {task: np.isin(np.arange(len(distinct)), rows) for task, rows in users.items()}
         logits: dict[str, dict[int, np.ndarray]] = {task: {} for task in encoded}
         for batch in length_batches([len(row.token_ids) for row in distinct], rows_per_batch=rows_per_batch):
@@ -211,16 +204,26 @@ class Engine:
     def _prediction(self, raw: _Raw, example: Example, spec: BranchSpec) -> Prediction:
         if spec.kind != "tagging":
             return decode(raw.logits, spec, example, None)
-        spans = _word_spans(example)
-        if not spans:
-            return SpansPrediction(spans=())
-        positions = word_positions(raw.row, spans)
-        words = Example(text=example.text, word_spans=spans)
+        positions = _positions(raw.row, example)
+        words = Example(text=example.text, word_spans=_word_spans(example))
         return decode(_lines(raw, positions), spec, words, positions)
 
 
 def _as_examples(examples: Sequence[Example] | Sequence[str]) -> list[Example]:
     return [Example(text=example) if isinstance(example, str) else example for example in examples]
+
+
+def _distinct(encoded: Mapping[str, list[Encoded]]) -> tuple[list[Encoded], dict[str, np.ndarray]]:
+    """Rows that differ in token ids or types, and for each task which of them its examples read."""
+    numbers: dict[bytes, int] = {}
+    distinct: list[Encoded] = []
+    users: dict[str, np.ndarray] = {}
+    for task, rows in encoded.items():
+        for row in rows:
+            if numbers.setdefault(row.key(), len(distinct)) == len(distinct):
+                distinct.append(row)
+        users[task] = np.fromiter((numbers[row.key()] for row in rows), dtype=np.int64, count=len(rows))
+    return distinct, users
 
 
 def _fits(example: Example, spec: BranchSpec) -> bool:

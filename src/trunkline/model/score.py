@@ -5,11 +5,11 @@ from typing import TypeAlias, TypeVar
 
 import numpy as np
 
-from trunkline.core.errors import DataError, NonFiniteError
+from trunkline.core.errors import DataError
 from trunkline.core.metrics import classification_metric, multilabel_metric, regression_metric, span_f1
 from trunkline.core.specs import BranchSpec
 from trunkline.core.types import Example, LabelsPrediction, ScorePrediction
-from trunkline.model.decode import decode, decode_tags
+from trunkline.model.decode import check_logits, decode, word_tags
 
 Answer: TypeAlias = str | float | tuple[str, ...]
 """A class name; a score; the labels of a multi-label row, or one tag for each word."""
@@ -30,7 +30,7 @@ def answer(logits: np.ndarray, branch: BranchSpec, positions: np.ndarray | None 
 
     Raises:
         NonFiniteError: A logit is NaN or infinite.
-        DataError: Tagging without ``positions``.
+        DataError: The logits do not have the branch's shape, or tagging lacks ``positions``.
     """
     if branch.kind == "tagging":
         return _tags(logits, branch, positions)
@@ -93,9 +93,5 @@ def _all_of(kind: type[AnswerT], values: Sequence[object], branch: BranchSpec) -
 def _tags(logits: np.ndarray, branch: BranchSpec, positions: np.ndarray | None) -> tuple[str, ...]:
     if positions is None:
         raise DataError(f"task {branch.task!r}: no word positions; tagging needs them; give those of the encoded row")
-    if not np.isfinite(logits).all():
-        raise NonFiniteError(
-            f"task {branch.task!r}: a logit is NaN or infinite; only finite ones are answers; verify it"
-        )
-    found = iter(decode_tags(logits, branch.labels))
-    return tuple("O" if position < 0 else next(found) for position in positions.tolist())
+    check_logits(logits, branch)
+    return tuple(word_tags(logits, branch.labels, positions))

@@ -49,7 +49,7 @@ def test_answers_must_be_as_many_as_inputs() -> None:
 
 
 def test_logits_without_a_line_for_each_row_are_refused() -> None:
-    with pytest.raises(VerificationError, match="two|shape"):
+    with pytest.raises(VerificationError, match=r"shape \(2,\)"):
         make_golden(golden_inputs("text")[:1], [np.zeros(2, np.float32)])
 
 

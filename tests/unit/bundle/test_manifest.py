@@ -92,7 +92,7 @@ def test_an_edited_label_is_noticed() -> None:
 
 
 def test_a_newer_schema_is_refused_before_anything_else_is_looked_at() -> None:
-    with pytest.raises(SchemaVersionError, match="version 2.*up to 1.*upgrade"):
+    with pytest.raises(SchemaVersionError, match=r"version 2.*up to 1.*upgrade"):
         decode_manifest(b'{"schema_version": 2, "new_key": {}}', "manifest")
 
 

@@ -1,0 +1,90 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.tiny_bundles import TEXTS, make_bundle
+from trunkline.core.errors import SpecError, UnknownNameError
+from trunkline.core.specs import DataSpec, TaskSpec
+from trunkline.engine.engine import Engine
+from trunkline.engine.evaluate import Evaluation, evaluate
+from trunkline.model.score import Answer
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    return Engine.open(make_bundle(tmp_path_factory.mktemp("bundles"), "intent", "slots", "topics", "urgency").path)
+
+
+def write_rows(path: Path, rows: list[dict[str, object]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def own_answers(engine: Engine, task: str) -> list[Answer]:
+    return engine.answers(TEXTS, task)
+
+
+def test_a_classifier_that_agrees_with_its_rows_gets_all_points(engine: Engine, tmp_path: Path) -> None:
+    answers = own_answers(engine, "intent")
+    rows = [{"text": text, "label": label} for text, label in zip(TEXTS, answers, strict=True)]
+    task = TaskSpec(name="intent", kind="classification", data=DataSpec(dev=write_rows(tmp_path / "dev.jsonl", rows)))
+    assert evaluate(engine, task, "dev") == Evaluation(
+        task="intent", metric="accuracy", points=100.0, n_rows=6, n_truncated=0, n_unseen_labels=0
+    )
+
+
+def test_labels_that_the_branch_lacks_are_counted_and_cost_points(engine: Engine, tmp_path: Path) -> None:
+    answers = own_answers(engine, "intent")
+    rows = [{"text": text, "label": label} for text, label in zip(TEXTS, answers, strict=True)]
+    rows[0]["label"] = rows[1]["label"] = "flight"
+    task = TaskSpec(name="intent", kind="classification", data=DataSpec(test=write_rows(tmp_path / "t.jsonl", rows)))
+    found = evaluate(engine, task, "test")
+    assert found.n_unseen_labels == 2
+    assert found.points == pytest.approx(100 * 4 / 6)
+
+
+def test_truncated_rows_are_counted(engine: Engine, tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [{"text": "yes " * 60, "label": "book"}, {"text": "no", "label": "book"}]
+    task = TaskSpec(name="intent", kind="classification", data=DataSpec(dev=write_rows(tmp_path / "dev.jsonl", rows)))
+    assert evaluate(engine, task, "dev").n_truncated == 1
+
+
+def test_a_tagger_is_judged_on_the_words_of_its_rows(engine: Engine, tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [
+        {"tokens": ["play", "a-song", "in", "paris"], "tags": ["O", "O", "O", "B-city"]},
+        {"tokens": ["明", "天", "北", "京"], "tags": ["O", "O", "B-city", "I-city"]},
+    ]
+    task = TaskSpec(name="slots", kind="tagging", data=DataSpec(dev=write_rows(tmp_path / "dev.jsonl", rows)))
+    found = evaluate(engine, task, "dev")
+    assert (found.metric, found.n_rows) == ("span_f1", 2)
+    assert 0.0 <= found.points <= 100.0
+
+
+def test_a_scorer_is_judged_by_correlation(engine: Engine, tmp_path: Path) -> None:
+    rows = [
+        {"text": text, "label": 2.0 * float(score) + 1.0}  # type: ignore[arg-type]
+        for text, score in zip(TEXTS, own_answers(engine, "urgency"), strict=True)
+    ]
+    task = TaskSpec(name="urgency", kind="regression", data=DataSpec(dev=write_rows(tmp_path / "dev.jsonl", rows)))
+    assert evaluate(engine, task, "dev").points == pytest.approx(100.0)
+
+
+def test_several_labels_are_judged_by_f1(engine: Engine, tmp_path: Path) -> None:
+    rows = [
+        {"text": text, "labels": list(labels) or ["food"]}  # type: ignore[arg-type]
+        for text, labels in zip(TEXTS, own_answers(engine, "topics"), strict=True)
+        if labels
+    ]
+    task = TaskSpec(name="topics", kind="multilabel", data=DataSpec(dev=write_rows(tmp_path / "dev.jsonl", rows)))
+    assert evaluate(engine, task, "dev").points == pytest.approx(100.0)
+
+
+def test_a_task_that_the_bundle_lacks_is_refused(engine: Engine) -> None:
+    with pytest.raises(UnknownNameError, match="mood"):
+        evaluate(engine, TaskSpec(name="mood", kind="classification"), "dev")
+
+
+def test_a_task_file_of_another_kind_is_refused(engine: Engine) -> None:
+    with pytest.raises(SpecError, match="multilabel of text; the branch is classification of text"):
+        evaluate(engine, TaskSpec(name="intent", kind="multilabel"), "dev")

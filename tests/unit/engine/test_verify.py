@@ -1,0 +1,76 @@
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from tests.tiny_bundles import TASKS, backbone_of, make_branch, make_bundle, tree_bytes
+from trunkline.bundle.golden import Golden
+from trunkline.bundle.merge import merge
+from trunkline.bundle.store import write_branch
+from trunkline.core.errors import DigestMismatchError, VerificationError
+from trunkline.engine.verify import verify
+
+
+def bundle_with_golden(folder: Path, task: str, **changes: object) -> Path:
+    made = make_branch(task, backbone_of())
+    golden = msgspec.structs.replace(made.golden, **changes)
+    write_branch(folder / "run", made.spec, made.tensors, golden)
+    return merge([folder / "run"], backbone_of(), folder / "bundle").path
+
+
+def shifted(golden: Golden, *, number: int, by: float) -> tuple[tuple[tuple[float, ...], ...], ...]:
+    lines = [np.asarray(one, np.float32) for one in golden.logits]
+    lines[number][-1, 0] += by
+    return tuple(tuple(tuple(float(value) for value in line) for line in one) for one in lines)
+
+
+def test_a_whole_bundle_is_verified_and_only_read(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path, *TASKS)
+    before = tree_bytes(tmp_path)
+    report = verify(bundle.path)
+    assert tree_bytes(tmp_path) == before
+    assert tuple(one.task for one in report.tasks) == TASKS
+    assert report.trunk_digest == backbone_of().chain[2]
+    assert report.n_files == 1 + 3 + 4 * len(TASKS)
+    assert all(one.n_inputs == 8 and one.largest_difference <= one.tolerance == 1e-4 for one in report.tasks)
+
+
+def test_another_answer_is_refused_with_task_input_and_difference(tmp_path: Path) -> None:
+    golden = make_branch("slots", backbone_of()).golden
+    path = bundle_with_golden(tmp_path, "slots", logits=shifted(golden, number=3, by=0.01))
+    with pytest.raises(VerificationError, match=r"task 'slots': golden input 3 .* differ by 0\.01"):
+        verify(path)
+
+
+def test_a_difference_within_tolerance_passes(tmp_path: Path) -> None:
+    golden = make_branch("intent", backbone_of()).golden
+    path = bundle_with_golden(tmp_path, "intent", logits=shifted(golden, number=3, by=2e-5))
+    assert verify(path).tasks[0].largest_difference == pytest.approx(2e-5, rel=0.2)
+
+
+def test_an_answer_of_another_shape_is_refused(tmp_path: Path) -> None:
+    golden = make_branch("slots", backbone_of()).golden
+    path = bundle_with_golden(tmp_path, "slots", logits=(golden.logits[0][:-1], *golden.logits[1:]))
+    with pytest.raises(VerificationError, match="golden input 0"):
+        verify(path)
+
+
+def test_a_branch_without_a_tolerance_for_the_precision_is_refused(tmp_path: Path) -> None:
+    path = bundle_with_golden(tmp_path, "intent", tolerance={"bf16": 0.02})
+    with pytest.raises(VerificationError, match="no tolerance for 'fp32'"):
+        verify(path)
+
+
+def test_damage_is_found_before_anything_is_run(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path, "intent")
+    path = bundle.path / "branches" / "intent" / bundle.manifest.tasks["intent"].branch / "README.md"
+    path.write_bytes(path.read_bytes() + b"\n")
+    with pytest.raises(DigestMismatchError, match=r"README\.md"):
+        verify(bundle.path)
+
+
+@pytest.mark.parametrize("architecture", ["roberta", "mpnet", "electra", "distilbert"])
+def test_bundles_of_every_architecture_verify(tmp_path: Path, architecture: str) -> None:
+    bundle = make_bundle(tmp_path, "intent", "slots", backbone=backbone_of(architecture))
+    assert [one.task for one in verify(bundle.path).tasks] == ["intent", "slots"]
