@@ -16,6 +16,7 @@ class Evaluation:
 
     Attributes:
         task: The task's name.
+        part: Which part of the data.
         metric: Which metric.
         points: Its value, 0 to 100 (a correlation times 100).
         n_rows: How many rows were judged.
@@ -24,6 +25,7 @@ class Evaluation:
     """
 
     task: str
+    part: Part
     metric: Metric
     points: float
     n_rows: int
@@ -53,6 +55,7 @@ def evaluate(engine: Engine, task: TaskSpec, part: Part) -> Evaluation:
     examples = read_part(task, part)
     return Evaluation(
         task=task.name,
+        part=part,
         metric=branch.metric,
         points=score_predictions(branch, engine.answers(examples, task.name), examples),
         n_rows=len(examples),

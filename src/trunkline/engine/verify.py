@@ -47,6 +47,11 @@ class VerifyReport:
     n_files: int
     tasks: tuple[VerifiedTask, ...]
 
+    @property
+    def largest_difference(self) -> float:
+        """Largest absolute difference of a logit over all tasks; 0 where there are none."""
+        return max((task.largest_difference for task in self.tasks), default=0.0)
+
 
 def verify(path: Path) -> VerifyReport:
     """Check every file of a bundle and replay the golden inputs, one at a time, on the CPU in fp32.

@@ -30,7 +30,7 @@ def test_a_classifier_that_agrees_with_its_rows_gets_all_points(engine: Engine, 
     rows = [{"text": text, "label": label} for text, label in zip(TEXTS, answers, strict=True)]
     task = TaskSpec(name="intent", kind="classification", data=DataSpec(dev=write_rows(tmp_path / "dev.jsonl", rows)))
     assert evaluate(engine, task, "dev") == Evaluation(
-        task="intent", metric="accuracy", points=100.0, n_rows=6, n_truncated=0, n_unseen_labels=0
+        task="intent", part="dev", metric="accuracy", points=100.0, n_rows=6, n_truncated=0, n_unseen_labels=0
     )
 
 

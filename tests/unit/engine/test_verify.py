@@ -32,6 +32,7 @@ def test_a_whole_bundle_is_verified_and_only_read(tmp_path: Path) -> None:
     assert tree_bytes(tmp_path) == before
     assert tuple(one.task for one in report.tasks) == TASKS
     assert report.trunk_digest == backbone_of().chain[2]
+    assert report.largest_difference == max(one.largest_difference for one in report.tasks)
     assert report.n_files == 1 + 3 + 4 * len(TASKS)
     assert all(one.n_inputs == 8 and one.largest_difference <= one.tolerance == 1e-4 for one in report.tasks)
 

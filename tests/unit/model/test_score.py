@@ -36,7 +36,7 @@ def test_a_score_is_in_the_unit_of_the_data() -> None:
 def test_a_word_without_a_token_is_outside() -> None:
     branch = branch_spec("slots", backbone_of())
     logits = np.float32([[0, 5, 0], [0, 0, 5]])
-    assert answer(logits, branch, np.array([1, -1, 2])) == ("B-city", "O", "I-city")
+    assert answer(logits, branch, np.array([1, 2, -1])) == ("B-city", "I-city", "O")
 
 
 def test_tags_that_no_span_can_have_are_not_answered() -> None:
