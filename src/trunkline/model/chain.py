@@ -45,7 +45,7 @@ def trunk_chain(
 def _link(before: Iterable[str], tensors: Mapping[str, np.ndarray], names: Iterable[str]) -> str:
     digest = hashlib.sha256("|".join(before).encode())
     for name in sorted(names):
-        array = np.ascontiguousarray(tensors[name], dtype="<f4")
+        array = np.asarray(tensors[name], dtype="<f4", order="C")
         # The header fixes how many bytes follow, so no two lists of tensors give the same stream.
         digest.update(msgspec.json.encode([name, array.dtype.str, array.shape]))
         digest.update(array.data)

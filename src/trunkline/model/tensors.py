@@ -56,7 +56,7 @@ def write_tensors(tensors: Mapping[str, np.ndarray]) -> bytes:
     """
     from safetensors.numpy import save
 
-    return bytes(save({name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}))
+    return bytes(save({name: np.asarray(tensors[name], order="C") for name in sorted(tensors)}))
 
 
 def refuse_non_finite(tensors: Mapping[str, np.ndarray], subject: str) -> None:
@@ -67,8 +67,7 @@ def refuse_non_finite(tensors: Mapping[str, np.ndarray], subject: str) -> None:
     """
     for name in sorted(tensors):
         array = tensors[name]
-        # A sum is finite only if all its terms are, and needs no second array; float64 keeps it from overflowing.
-        if array.dtype.kind == "f" and not np.isfinite(array.sum(dtype=np.float64)):
+        if array.dtype.kind == "f" and not _all_finite(array):
             n_bad = int(array.size - np.count_nonzero(np.isfinite(array)))
             raise NonFiniteError(
                 f"{subject}: tensor {name!r} holds {n_bad} values that are NaN or infinite; "
@@ -123,3 +122,9 @@ def _array(name: str, entry: Mapping[str, object], subject: str) -> np.ndarray:
         # bfloat16 is the upper half of a float32.
         return (array.astype(np.uint32) << 16).view(np.float32)
     return array.astype(np.float32, copy=False) if array.dtype.kind == "f" else array
+
+
+def _all_finite(array: np.ndarray) -> bool:
+    # A sum is finite only if all its terms are, and needs no second array; float64 keeps float32 from overflowing.
+    with np.errstate(invalid="ignore"):
+        return bool(np.isfinite(array.sum(dtype=np.float64)))
