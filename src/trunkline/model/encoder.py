@@ -193,10 +193,10 @@ def build_empty(make: Callable[[], ModuleT]) -> ModuleT:
     """
     with torch.device("meta"):
         module = make()
-    module = module.to_empty(device="cpu")
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.fill_(math.nan)
+    for part in module.modules():
+        for name, parameter in list(part.named_parameters(recurse=False)):
+            # Not `to_empty`: on the meta device it imports a compiler, which takes over a second.
+            setattr(part, name, nn.Parameter(torch.full(tuple(parameter.shape), math.nan)))
     return module
 
 
@@ -229,5 +229,5 @@ def parameter_arrays(module: nn.Module) -> dict[str, np.ndarray]:
 
 
 def _table(n_lines: int, width: int) -> nn.Embedding:
-    # The constructor would draw random values; on the meta device that imports a compiler and takes over a second.
+    # Drawing random values on the meta device would import a compiler too (see `build_empty`).
     return nn.Embedding(n_lines, width, _weight=torch.empty(n_lines, width))
