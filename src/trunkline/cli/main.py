@@ -1,0 +1,352 @@
+"""Commands: parse, call the library, print; nothing else. Heavy libraries are imported inside the commands."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import msgspec
+import typer
+
+import trunkline
+from trunkline.core.errors import SpecError, TrunklineError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+app = typer.Typer(
+    name="trunkline",
+    help="One frozen encoder trunk, many task branches: train them apart, run them in one pass.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+BundleArgument = Annotated[Path, typer.Argument(help="Folder of the bundle.")]
+BranchArgument = Annotated[Path, typer.Argument(help="Folder of the branch, for example RUNS/runs/<id>/branch.")]
+TaskFiles = Annotated[list[Path], typer.Argument(help="Task files (YAML).")]
+BackboneOption = Annotated[str, typer.Option(help="'minilm', a folder, or a name on the Hugging Face Hub.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value instead of tables.")]
+
+
+def main() -> NoReturn:
+    """Run the command line; a deliberate error ends it with its message and exit code 1."""
+    try:
+        app()
+    except TrunklineError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(1)
+    except BrokenPipeError:
+        # Whoever read our output has gone; that is no failure of ours.
+        sys.stderr.close()
+        sys.exit(0)
+    sys.exit(0)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+    if version:
+        typer.echo(trunkline.__version__)
+        raise typer.Exit
+
+
+@app.command()
+def train(  # noqa: PLR0913 - each option is one of the request's fields
+    tasks: TaskFiles,
+    *,
+    out: Annotated[Path, typer.Option(help="Folder of runs and their ledger.")],
+    backbone: BackboneOption = "minilm",
+    layers: Annotated[str, typer.Option(help="Numbers L of top layers to tune, for example 2,4.")] = "",
+    seeds: Annotated[str, typer.Option(help="Seeds, for example 0,1,2.")] = "0",
+    full: Annotated[bool, typer.Option("--full", help="Run full fine-tuning too, as a baseline.")] = False,
+    students: Annotated[str, typer.Option(help="Numbers l of student layers; empty for none.")] = "1,2,3",
+    student_exits: Annotated[str, typer.Option(help="Exit layers of students; empty: the teacher's.")] = "",
+    init: Annotated[str, typer.Option(help="Where students start: teacher, backbone or both.")] = "teacher",
+    preset: Annotated[str, typer.Option(help="Hyperparameters: default, or paper (its table 4).")] = "default",
+    select: Annotated[str, typer.Option(help="Choose on a slice of train, or on dev.")] = "train_slice",
+    cache_dtype: Annotated[str, typer.Option(help="Cached activations: bfloat16 or float32.")] = "bfloat16",
+    precision: Annotated[str, typer.Option(help="fp32, bf16, or auto: what the machine has.")] = "auto",
+    tracker: Annotated[list[str] | None, typer.Option(help="A tracker of accelerate, e.g. tensorboard.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Tune the top layers for each task, then distil students; killed and started again, it resumes."""
+    from rich.console import Console
+
+    from trunkline.cli.progress import RunProgress
+    from trunkline.train.cache import ActivationCache, default_cache_root
+    from trunkline.train.candidates import candidates_of
+    from trunkline.train.device import make_accelerator
+    from trunkline.train.ledger import Ledger
+    from trunkline.train.pipeline import check_request, train_task
+    from trunkline.train.run import Workbench
+
+    request = _request(
+        layers=_numbers(layers, "--layers"),
+        seeds=_numbers(seeds, "--seeds"),
+        full=full,
+        student_layers=_numbers(students, "--students"),
+        student_exits=_numbers(student_exits, "--student-exits") or None,
+        student_inits=("teacher", "backbone") if init == "both" else (init,),
+        preset=preset,
+        selection=select,
+        cache_dtype=cache_dtype,
+    )
+    specs = _read_tasks(tasks)
+    loaded = _load_backbone(backbone)
+    check_request(request, loaded.config.n_layers)
+    accelerator = make_accelerator(_precision(precision), trackers=tracker or (), log_dir=out / "trackers")
+    with RunProgress(Console(stderr=True), accelerator) as progress:
+        cache = ActivationCache(default_cache_root(), on_rows=progress.rows)
+        bench = Workbench.build(loaded, Ledger(out), cache, accelerator=accelerator, reporter=progress)
+        records = [record for spec in specs for record in train_task(bench, spec, request)]
+    if as_json:
+        _print_json(records)
+    else:
+        from trunkline.views import candidate_table
+
+        _print(candidate_table(candidates_of(records)))
+
+
+@app.command()
+def plan(
+    runs: Annotated[Path, typer.Argument(help="Folder that `train` wrote.")],
+    *,
+    min_gain: Annotated[float, typer.Option(help="Points that each added layer must bring (the paper's c).")] = 1.0,
+    tasks: Annotated[str, typer.Option(help="Plan these tasks only, for example cola,mrpc.")] = "",
+    out: Annotated[Path | None, typer.Option(help="Where the plan goes; RUNS/plan.json by default.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Choose one candidate for each task by marginal benefit (paper section 4.2)."""
+    from trunkline.train.plan import plan_runs, write_plan
+    from trunkline.views import plan_table
+
+    made = plan_runs(runs, min_gain=min_gain, tasks=_names(tasks) or None)
+    path = write_plan(made, out or runs / "plan.json")
+    if as_json:
+        _print_json(made)
+    else:
+        _print(plan_table(made))
+        typer.echo(f"written to {path}; next: trunkline merge {path} --out BUNDLE")
+
+
+@app.command()
+def merge(
+    plan_file: Annotated[Path, typer.Argument(metavar="PLAN", help="File that `plan` wrote.")],
+    *,
+    out: Annotated[Path, typer.Option(help="Folder of the new bundle; must not exist or be empty.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Put the planned branches on one trunk (paper section 3.3)."""
+    from trunkline.bundle.merge import merge as merge_branches
+    from trunkline.train.plan import read_plan
+
+    made = read_plan(plan_file)
+    bundle = merge_branches(
+        [Path(task.branch) for task in made.tasks],
+        _load_backbone(made.backbone),
+        out,
+        digests=[task.branch_digest for task in made.tasks],
+    )
+    _show_manifest(bundle.manifest, as_json)
+
+
+@app.command()
+def attach(
+    bundle: BundleArgument,
+    branch: BranchArgument,
+    *,
+    backbone: Annotated[str | None, typer.Option(help="Needed to make the trunk deeper.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Add a task to a bundle; the other tasks stay as they are."""
+    from trunkline.bundle.merge import attach as attach_branch
+    from trunkline.bundle.store import open_bundle
+
+    loaded = None if backbone is None else _load_backbone(backbone)
+    _show_manifest(attach_branch(open_bundle(bundle), branch, backbone=loaded), as_json)
+
+
+@app.command()
+def replace(
+    bundle: BundleArgument,
+    branch: BranchArgument,
+    *,
+    backbone: Annotated[str | None, typer.Option(help="Needed to make the trunk deeper.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Put another branch in the place of a task's present one."""
+    from trunkline.bundle.merge import replace as replace_branch
+    from trunkline.bundle.store import open_bundle
+
+    loaded = None if backbone is None else _load_backbone(backbone)
+    _show_manifest(replace_branch(open_bundle(bundle), branch, backbone=loaded), as_json)
+
+
+@app.command()
+def detach(
+    bundle: BundleArgument, task: Annotated[str, typer.Argument(help="Name of the task.")], *, as_json: JsonOption = False
+) -> None:
+    """Remove a task from a bundle; the other tasks stay as they are."""
+    from trunkline.bundle.merge import detach as detach_task
+    from trunkline.bundle.store import open_bundle
+
+    _show_manifest(detach_task(open_bundle(bundle), task), as_json)
+
+
+@app.command()
+def inspect(bundle: BundleArgument, *, as_json: JsonOption = False) -> None:
+    """Show trunk, branches and what they cost."""
+    from trunkline.bundle.store import open_bundle
+
+    _show_manifest(open_bundle(bundle).manifest, as_json)
+
+
+@app.command()
+def verify(bundle: BundleArgument, *, as_json: JsonOption = False) -> None:
+    """Check every digest, the trunk chain, and the answers to golden inputs."""
+    from trunkline.engine.verify import verify as verify_bundle
+
+    report = verify_bundle(bundle)
+    if as_json:
+        _print_json(report)
+    else:
+        typer.echo(f"{bundle}: {len(report.tasks)} tasks verified, largest logit difference {report.largest_difference:.1e}")
+
+
+@app.command()
+def predict(
+    bundle: BundleArgument, *, tasks: Annotated[str, typer.Option(help="Ask these tasks only, e.g. a,b.")] = ""
+) -> None:
+    """Answer JSON lines from standard input, one JSON line each on standard output."""
+    from trunkline.data.read import read_inputs
+    from trunkline.engine.engine import Engine
+
+    engine = Engine.open(bundle)
+    asked = _names(tasks) or None
+    for examples in _chunks(read_inputs(sys.stdin.buffer, "standard input"), 256):
+        for answers in engine.predict(examples, tasks=asked):
+            sys.stdout.buffer.write(msgspec.json.encode(answers) + b"\n")
+        sys.stdout.buffer.flush()
+
+
+@app.command()
+def evaluate(
+    bundle: BundleArgument,
+    tasks: TaskFiles,
+    *,
+    part: Annotated[str, typer.Option(help="train, dev or test.")] = "dev",
+    as_json: JsonOption = False,
+) -> None:
+    """Measure a bundle's tasks on labelled rows."""
+    from trunkline.engine.engine import Engine
+    from trunkline.engine.evaluate import evaluate as evaluate_task
+
+    if part not in ("train", "dev", "test"):
+        raise SpecError(f"--part is {part!r}; allowed: train, dev, test")
+    engine = Engine.open(bundle)
+    results = [evaluate_task(engine, spec, part) for spec in _read_tasks(tasks)]
+    if as_json:
+        _print_json(results)
+    else:
+        from trunkline.views import evaluation_table
+
+        _print(evaluation_table(results))
+
+
+@app.command()
+def calibrate(bundle: BundleArgument, tasks: TaskFiles, *, as_json: JsonOption = False) -> None:
+    """Fit temperature and thresholds on a slice of train, and replace the branches."""
+    from trunkline.engine.calibrate import calibrate as calibrate_task
+
+    results = [calibrate_task(bundle, spec) for spec in _read_tasks(tasks)]
+    if as_json:
+        _print_json(results)
+    else:
+        from trunkline.views import calibration_table
+
+        _print(calibration_table(results))
+
+
+@app.command()
+def demo(
+    *,
+    out: Annotated[Path, typer.Option(help="Folder for data, runs, bundle and report.")] = Path("demo"),
+    data: Annotated[Path | None, typer.Option(help="Folder of real data sets; sample data by default.")] = None,
+) -> None:
+    """Train, distil, plan, merge, verify and ask five small tasks; takes a few minutes."""
+    from trunkline.demo.run import run_demo
+
+    run_demo(out, data=data)
+
+
+def _request(**fields: Any) -> Any:
+    from trunkline.core.specs import convert_spec
+    from trunkline.train.spec import TrainRequest
+    from trunkline.train.spec import preset as look_up
+
+    values = fields | {"preset": msgspec.to_builtins(look_up(fields["preset"]))}
+    return convert_spec(values, TrainRequest, "options of `trunkline train`")
+
+
+def _read_tasks(paths: list[Path]) -> list[Any]:
+    from trunkline.core.specs import read_task
+
+    specs = [read_task(path) for path in paths]
+    names = [spec.name for spec in specs]
+    for name in names:
+        if names.count(name) > 1:
+            raise SpecError(f"task {name!r} is described by {names.count(name)} files; give each task once")
+    return specs
+
+
+def _load_backbone(name: str) -> Any:
+    from trunkline.model.backbone import load_backbone
+
+    return load_backbone(name)
+
+
+def _precision(name: str) -> Any:
+    if name not in ("auto", "fp32", "bf16"):
+        raise SpecError(f"--precision is {name!r}; allowed: auto, fp32, bf16")
+    return None if name == "auto" else name
+
+
+def _numbers(text: str, option: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in _names(text))
+    except ValueError as error:
+        raise SpecError(f"{option} is {text!r}; give whole numbers separated by commas, for example 2,4") from error
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _chunks(values: Iterator[Any], size: int) -> Iterator[list[Any]]:
+    chunk: list[Any] = []
+    for value in values:
+        chunk.append(value)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def _show_manifest(manifest: Any, as_json: bool) -> None:
+    if as_json:
+        _print_json(manifest)
+    else:
+        from trunkline.views import bundle_picture
+
+        _print(bundle_picture(manifest))
+
+
+def _print(picture: "RenderableType") -> None:
+    from rich.console import Console
+
+    Console().print(picture, highlight=False)
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(msgspec.json.encode(value).decode() + "\n")

@@ -1,0 +1,84 @@
+"""Fitting how logits become probabilities and decisions, on rows that the weights were not tuned on. No torch."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from trunkline.core.errors import DataError
+from trunkline.core.specs import BranchSpec, Calibration
+from trunkline.core.types import Example
+
+TEMPERATURE_RANGE = (0.05, 20.0)
+THRESHOLDS = np.round(np.arange(0.05, 0.951, 0.05), 2)
+
+
+def fit_calibration(branch: BranchSpec, logits: Sequence[np.ndarray], examples: Sequence[Example]) -> Calibration:
+    """Fit temperature and, for multi-label tasks, a threshold for each label.
+
+    The temperature is the one number that minimizes the negative log-likelihood (Guo et al. 2017, section 4.2);
+    it never changes which label is first. A threshold is the multiple of 0.05 with the best F1 of its label;
+    where several are equally good, the one nearest to 0.5; a label that no row has keeps 0.5.
+
+    Args:
+        branch: Kind, labels and the calibration in force, whose ``abstain_below`` is kept.
+        logits: One array a row: (labels,).
+        examples: The rows, labelled.
+
+    Raises:
+        DataError: The kind has nothing to calibrate, or no row has a label that the branch knows.
+    """
+    if branch.kind not in ("classification", "multilabel"):
+        raise DataError(
+            f"task {branch.task!r}: a {branch.kind} branch has no probabilities to calibrate; "
+            "calibrate classification and multilabel tasks"
+        )
+    index = {label: i for i, label in enumerate(branch.labels)}
+    targets = np.zeros((len(examples), len(index)), dtype=np.float64)
+    for row, example in enumerate(examples):
+        names = example.target if isinstance(example.target, tuple) else (example.target,)
+        for name in names:
+            if name in index:
+                targets[row, index[str(name)]] = 1.0
+    known = targets.any(axis=1) if branch.kind == "classification" else np.ones(len(examples), dtype=bool)
+    if not known.any():
+        raise DataError(f"task {branch.task!r}: none of {len(examples)} rows has a label that the branch knows")
+    scores = np.stack([np.asarray(row, dtype=np.float64) for row in logits])[known]
+    if branch.kind == "classification":
+        return Calibration(
+            temperature=_temperature(lambda t: negative_log_likelihood(scores / t, targets[known])),
+            abstain_below=branch.calibration.abstain_below,
+        )
+    temperature = _temperature(lambda t: bernoulli_loss(scores / t, targets[known]))
+    probabilities = 1.0 / (1.0 + np.exp(-scores / temperature))
+    thresholds = tuple(_threshold(probabilities[:, i], targets[known][:, i]) for i in range(len(index)))
+    return Calibration(temperature=temperature, thresholds=thresholds)
+
+
+def negative_log_likelihood(scores: np.ndarray, targets: np.ndarray) -> float:
+    """Mean over rows of the one-hot targets' negative log-probability under a softmax; both (rows, labels)."""
+    from scipy.special import log_softmax
+
+    return float(-(log_softmax(scores, axis=1) * targets).sum(axis=1).mean())
+
+
+def bernoulli_loss(scores: np.ndarray, targets: np.ndarray) -> float:
+    """Mean binary cross-entropy of sigmoids; both (rows, labels)."""
+    return float((np.logaddexp(0.0, scores) - scores * targets).mean())
+
+
+def _temperature(loss_at: Callable[[float], float]) -> float:
+    from scipy.optimize import minimize_scalar
+
+    low, high = np.log(TEMPERATURE_RANGE)
+    found = minimize_scalar(lambda x: loss_at(float(np.exp(x))), bounds=(low, high), method="bounded")
+    return float(np.exp(found.x))
+
+
+def _threshold(probabilities: np.ndarray, targets: np.ndarray) -> float:
+    if not targets.any():
+        return 0.5
+    given = probabilities[:, None] >= THRESHOLDS[None, :]
+    hits = (given & (targets[:, None] > 0)).sum(axis=0)
+    f1 = 2 * hits / (given.sum(axis=0) + targets.sum())
+    best = np.flatnonzero(np.isclose(f1, f1.max()))
+    return float(THRESHOLDS[best[np.argmin(np.abs(THRESHOLDS[best] - 0.5))]])

@@ -1,0 +1,243 @@
+"""Activations of the frozen trunk, computed once for each distinct row and kept on disk (design.md, section 3).
+
+One store holds one exit of one trunk in one dtype. Its rows are packed one after another without padding::
+
+    <root>/<trunk digest, 24 hex>-<dtype>/states.bin   states of all rows, (tokens, width) each
+    <root>/<trunk digest, 24 hex>-<dtype>/rows.idx     one record a row: key, first token, token count, checksum
+
+Both files only grow. States are fsynced before the record that points at them, so whatever a kill leaves behind
+is a shorter store and never a wrong one: a record that is torn or points past the states is not read, and
+the next writer cuts it off.
+"""
+
+import hashlib
+import os
+import time
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import platformdirs
+import torch
+from filelock import FileLock
+
+from trunkline.core.errors import TrainingError
+from trunkline.core.types import Encoded
+from trunkline.data.collate import collate, length_batches
+from trunkline.model.backbone import Backbone
+from trunkline.model.trunk import Trunk
+from trunkline.train.spec import CacheDtype
+
+RECORD = np.dtype([("key", "V16"), ("start", "<i8"), ("n_tokens", "<i4"), ("checksum", "<u4")])
+STORED = {"bfloat16": np.dtype("<u2"), "float32": np.dtype("<f4")}
+TORCH_DTYPE = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+FLUSH_BYTES = 64 << 20
+
+
+def default_cache_root() -> Path:
+    """``$TRUNKLINE_CACHE/activations``, or the platform's cache folder (``~/.cache/trunkline/activations``)."""
+    root = os.environ.get("TRUNKLINE_CACHE")
+    return (Path(root) if root else platformdirs.user_cache_path("trunkline")) / "activations"
+
+
+def row_key(row: Encoded) -> bytes:
+    """16 bytes that name a row by its token ids and types."""
+    return hashlib.blake2b(row.key(), digest_size=16).digest()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CachedRows:
+    """Some rows of a store, in the order asked for; a view of the file, not a copy.
+
+    Attributes:
+        states: (tokens of the whole store, width), memory-mapped; bfloat16 is held as its 16 bits.
+        starts: (rows,) int64, first token of each row.
+        lengths: (rows,) int64, tokens of each row.
+        dtype: What ``states`` holds.
+    """
+
+    states: np.ndarray
+    starts: np.ndarray
+    lengths: np.ndarray
+    dtype: CacheDtype
+
+    def gather(self, indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pad the asked rows to the longest of them.
+
+        Args:
+            indices: (rows,) into this view.
+
+        Returns:
+            Hidden states (rows, tokens, width) float32, zero where padded, and the mask (rows, tokens) bool.
+        """
+        lengths = self.lengths[indices]
+        longest = int(lengths.max())
+        hidden = torch.zeros(len(indices), longest, self.states.shape[1])
+        for position, (start, length) in enumerate(zip(self.starts[indices], lengths, strict=True)):
+            packed = torch.from_numpy(self.states[start : start + length])
+            hidden[position, :length] = packed.view(TORCH_DTYPE[self.dtype])
+        mask = torch.arange(longest)[None, :] < torch.from_numpy(lengths)[:, None]
+        return hidden, mask
+
+
+class ActivationStore:
+    """States after one exit of one trunk, in one dtype.
+
+    Args:
+        folder: The store's folder; made when missing.
+        width: Of the hidden states.
+        dtype: What is stored.
+    """
+
+    def __init__(self, folder: Path, *, width: int, dtype: CacheDtype) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.states_path = folder / "states.bin"
+        self.index_path = folder / "rows.idx"
+        self.width = width
+        self.dtype = dtype
+        self._token_bytes = width * STORED[dtype].itemsize
+
+    def lock(self) -> FileLock:
+        """Held by the one process that appends."""
+        return FileLock(f"{self.index_path}.lock")
+
+    def index(self) -> dict[bytes, tuple[int, int]]:
+        """Key -> (first token, token count) of every whole row."""
+        if not self.index_path.exists() or not self.states_path.exists():
+            return {}
+        content = self.index_path.read_bytes()
+        records = np.frombuffer(content, dtype=RECORD, count=len(content) // RECORD.itemsize)
+        n_tokens = self.states_path.stat().st_size // self._token_bytes
+        rows: dict[bytes, tuple[int, int]] = {}
+        for record in records:
+            end = int(record["start"]) + int(record["n_tokens"])
+            if end > n_tokens or int(record["checksum"]) != _checksum(record):
+                break
+            rows[record["key"].tobytes()] = (int(record["start"]), int(record["n_tokens"]))
+        return rows
+
+    def append(self, rows: Iterable[tuple[bytes, np.ndarray]]) -> None:
+        """Add rows under the lock: (key, states (tokens, width) float32); states first, then their records.
+
+        Raises:
+            TrainingError: The disk is full or cannot be written; what was there stays whole.
+        """
+        known = self.index()
+        n_tokens = max((start + count for start, count in known.values()), default=0)
+        try:
+            with self.states_path.open("ab") as states, self.index_path.open("ab") as index:
+                states.truncate(n_tokens * self._token_bytes)
+                index.truncate(len(known) * RECORD.itemsize)
+                pending: list[np.ndarray] = []
+                flushed = n_tokens
+                for key, values in rows:
+                    states.write(_to_stored(values, self.dtype).tobytes())
+                    pending.append(_record(key, n_tokens, len(values)))
+                    n_tokens += len(values)
+                    if (n_tokens - flushed) * self._token_bytes > FLUSH_BYTES:
+                        _flush(states, index, pending)
+                        pending, flushed = [], n_tokens
+                _flush(states, index, pending)
+        except OSError as error:
+            raise TrainingError(
+                f"activation cache {self.states_path.parent}: cannot be written ({error.strerror}); "
+                "free space, or set TRUNKLINE_CACHE to another folder"
+            ) from error
+
+    def view(self, keys: Sequence[bytes]) -> CachedRows:
+        """The rows of these keys, all of which must be there."""
+        index = self.index()
+        places = np.array([index[key] for key in keys], dtype=np.int64).reshape(-1, 2)
+        # Copy-on-write, because torch wants writable memory; nothing writes to it.
+        states: np.ndarray = np.memmap(self.states_path, dtype=STORED[self.dtype], mode="c")
+        states = states[: states.size // self.width * self.width].reshape(-1, self.width)
+        return CachedRows(states=states, starts=places[:, 0], lengths=places[:, 1], dtype=self.dtype)
+
+
+class ActivationCache:
+    """All stores below one root.
+
+    Args:
+        root: Folder of the stores.
+        on_rows: Called with the number of rows computed, as they are; for a progress bar.
+    """
+
+    def __init__(self, root: Path, *, on_rows: Callable[[int], None] | None = None) -> None:
+        self.root = root
+        self.seconds = 0.0
+        self._on_rows = on_rows or (lambda _count: None)
+
+    def rows(
+        self, trunk: Trunk, backbone: Backbone, rows: Sequence[Encoded], *, exit_layer: int, dtype: CacheDtype
+    ) -> CachedRows:
+        """States of `rows` after `exit_layer` trunk layers; what is missing is computed and kept.
+
+        Args:
+            trunk: At least `exit_layer` deep, in evaluation mode: the frozen part knows no dropout.
+            backbone: Whose trunk it is; ``backbone.chain[exit_layer]`` addresses the store.
+            rows: Any order, repeats allowed.
+            exit_layer: How many trunk layers run; 0 gives the embeddings.
+            dtype: What is stored.
+
+        Raises:
+            TrainingError: The store cannot be written.
+        """
+        folder = self.root / f"{backbone.chain[exit_layer][:24]}-{dtype}"
+        store = ActivationStore(folder, width=backbone.config.width, dtype=dtype)
+        keys = [row_key(row) for row in rows]
+        started = time.perf_counter()
+        with store.lock():
+            known = store.index()
+            missing = {key: row for key, row in zip(keys, rows, strict=True) if key not in known}
+            if missing:
+                store.append(self._compute(trunk, missing, exit_layer=exit_layer, pad_id=backbone.config.pad_id))
+        self.seconds += time.perf_counter() - started
+        return store.view(keys)
+
+    def _compute(
+        self, trunk: Trunk, missing: dict[bytes, Encoded], *, exit_layer: int, pad_id: int
+    ) -> Iterator[tuple[bytes, np.ndarray]]:
+        keys, rows = list(missing), list(missing.values())
+        device = next(trunk.parameters()).device
+        for chosen in length_batches([len(row.token_ids) for row in rows], rows_per_batch=32):
+            batch = collate([rows[i] for i in chosen], pad_id)
+            with torch.inference_mode():
+                hidden = trunk(
+                    torch.from_numpy(batch.token_ids).to(device),
+                    torch.from_numpy(batch.type_ids).to(device),
+                    torch.from_numpy(batch.mask).to(device),
+                    exits=(exit_layer,),
+                )[exit_layer].float().cpu().numpy()
+            for position, i in enumerate(chosen):
+                yield keys[i], hidden[position, : len(rows[i].token_ids)]
+            self._on_rows(len(chosen))
+
+
+def _to_stored(values: np.ndarray, dtype: CacheDtype) -> np.ndarray:
+    if dtype == "float32":
+        return np.ascontiguousarray(values, dtype=STORED[dtype])
+    return torch.from_numpy(np.ascontiguousarray(values)).to(torch.bfloat16).view(torch.uint16).numpy()
+
+
+def _record(key: bytes, start: int, n_tokens: int) -> np.ndarray:
+    record = np.zeros((), dtype=RECORD)
+    record["key"], record["start"], record["n_tokens"] = np.void(key), start, n_tokens
+    record["checksum"] = _checksum(record)
+    return record
+
+
+def _checksum(record: np.ndarray) -> int:
+    return zlib.crc32(record.tobytes()[: RECORD.itemsize - 4])
+
+
+def _flush(states: BinaryIO, index: BinaryIO, pending: list[np.ndarray]) -> None:
+    if not pending:
+        return
+    states.flush()
+    os.fsync(states.fileno())
+    index.write(np.array(pending, dtype=RECORD).tobytes())
+    index.flush()
+    os.fsync(index.fileno())

@@ -1,0 +1,126 @@
+"""Candidates: what the ledger says of each (exit layer, own layers, arm), over its seeds. No torch."""
+
+from collections.abc import Sequence
+from statistics import fmean, stdev
+
+from trunkline.core.errors import SpecError
+from trunkline.core.specs import Metric, Pooling, Spec, spec_digest
+from trunkline.train.spec import Arm, Init, RunRecord, RunSpec
+
+
+class Candidate(Spec, frozen=True, kw_only=True):
+    """One way to solve a task, with what it reached.
+
+    Attributes:
+        task: The task's name.
+        arm: What was tuned.
+        exit_layer: Trunk layers below.
+        own_layers: Layers of its own: the cost that it adds to the bundle.
+        pooling: Where the head reads.
+        init: Where a student started.
+        metric: What the figures are; all in points.
+        seeds: In the order of the figures below.
+        selection_metrics: One a seed; what choices are made by.
+        dev_metrics: One a seed, only reported; empty when the task has no dev rows.
+        seconds: Wall time of all its runs.
+        run_id: The seed that is used if this candidate is chosen: the best on the selection rows.
+        branch_digest: That run's branch; None for full fine-tuning, which can never be a branch.
+    """
+
+    task: str
+    arm: Arm
+    exit_layer: int
+    own_layers: int
+    pooling: Pooling
+    init: Init
+    metric: Metric
+    seeds: tuple[int, ...]
+    selection_metrics: tuple[float, ...]
+    dev_metrics: tuple[float, ...]
+    seconds: float
+    run_id: str
+    branch_digest: str | None
+
+    @property
+    def selection_mean(self) -> float:
+        """Mean over seeds, points."""
+        return fmean(self.selection_metrics)
+
+    @property
+    def dev_mean(self) -> float | None:
+        """Mean over seeds, points."""
+        return fmean(self.dev_metrics) if self.dev_metrics else None
+
+    @property
+    def dev_spread(self) -> float | None:
+        """Standard deviation over seeds (n − 1), points; None for a single seed."""
+        return stdev(self.dev_metrics) if len(self.dev_metrics) > 1 else None
+
+    @property
+    def dev_max(self) -> float | None:
+        """The best seed, as the paper reports it; not what is chosen by."""
+        return max(self.dev_metrics, default=None)
+
+
+def candidates_of(records: Sequence[RunRecord]) -> list[Candidate]:
+    """Group runs that differ by seed alone, and keep the best hyperparameters of each candidate.
+
+    Args:
+        records: Of any tasks; a run that was recorded twice counts once.
+
+    Returns:
+        Sorted by task, then own layers, then exit layer.
+    """
+    groups: dict[str, list[RunRecord]] = {}
+    for record in {record.run_id: record for record in records}.values():
+        groups.setdefault(_without_seed(record.spec), []).append(record)
+    best: dict[tuple[str, Arm, int, int, Pooling, Init], Candidate] = {}
+    for group in groups.values():
+        candidate = _candidate(group)
+        key = _identity(candidate)
+        if key not in best or candidate.selection_mean > best[key].selection_mean:
+            best[key] = candidate
+    return sorted(best.values(), key=lambda c: (c.task, c.own_layers, c.exit_layer, c.arm, c.init))
+
+
+def best_partial(candidates: Sequence[Candidate]) -> Candidate:
+    """The teacher (paper section 3.1): best mean metric on the selection rows, ties to the fewest layers.
+
+    Raises:
+        SpecError: No candidate is a partial fine-tuning.
+    """
+    partial = [candidate for candidate in candidates if candidate.arm == "partial"]
+    if not partial:
+        raise SpecError("no partial fine-tuning was run; students need a teacher, so ask for at least one of --layers")
+    return min(partial, key=lambda c: (-c.selection_mean, c.own_layers))
+
+
+def _identity(c: Candidate) -> tuple[str, Arm, int, int, Pooling, Init]:
+    return (c.task, c.arm, c.exit_layer, c.own_layers, c.pooling, c.init)
+
+
+def _without_seed(spec: RunSpec) -> str:
+    # Students of one candidate may have different label teachers: each seed's teacher is the best at its time.
+    fields = {name: getattr(spec, name) for name in spec.__struct_fields__ if name not in ("seed", "label_teacher")}
+    return spec_digest(fields)
+
+
+def _candidate(group: Sequence[RunRecord]) -> Candidate:
+    ordered = sorted(group, key=lambda record: record.spec.seed)
+    chosen = max(ordered, key=lambda record: record.selection_metric)
+    spec = chosen.spec
+    return Candidate(
+        task=spec.task,
+        arm=spec.arm,
+        exit_layer=spec.exit_layer,
+        own_layers=spec.own_layers,
+        pooling=spec.pooling,
+        init=spec.init,
+        metric=chosen.metric,
+        seeds=tuple(record.spec.seed for record in ordered),
+        selection_metrics=tuple(record.selection_metric for record in ordered),
+        dev_metrics=tuple(record.dev_metric for record in ordered if record.dev_metric is not None),
+        seconds=sum(record.seconds + record.cache_seconds for record in ordered),
+        run_id=chosen.run_id,
+        branch_digest=chosen.branch_digest,
+    )

@@ -1,0 +1,48 @@
+"""Which device and precision training uses: what the machine reports, unless the user says otherwise."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import torch
+from accelerate import Accelerator
+
+Precision: TypeAlias = Literal["fp32", "bf16"]
+
+
+def best_precision() -> Precision:
+    """``bf16`` where the machine multiplies it in hardware, else ``fp32``."""
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    flags = _cpu_flags()
+    return "bf16" if "amx_bf16" in flags or "avx512_bf16" in flags else "fp32"
+
+
+def make_accelerator(
+    precision: Precision | None = None, *, trackers: Sequence[str] = (), log_dir: Path | None = None
+) -> Accelerator:
+    """Accelerate's handle on device, precision and trackers.
+
+    Args:
+        precision: None takes `best_precision`.
+        trackers: Names that accelerate knows, for example ``tensorboard``; none by default.
+        log_dir: Where trackers that write files write.
+    """
+    accelerator = Accelerator(
+        mixed_precision="bf16" if (precision or best_precision()) == "bf16" else "no",
+        log_with=list(trackers) or None,
+        project_dir=None if log_dir is None else str(log_dir),
+    )
+    if trackers:
+        accelerator.init_trackers("trunkline")
+    return accelerator
+
+
+def _cpu_flags() -> frozenset[str]:
+    info = Path("/proc/cpuinfo")
+    if not info.exists():
+        return frozenset()
+    for line in info.read_text(encoding="utf-8").splitlines():
+        if line.startswith("flags"):
+            return frozenset(line.split(":", 1)[1].split())
+    return frozenset()

@@ -1,0 +1,91 @@
+"""The ledger of runs: append-only, one JSON line a finished run, the only truth about what was run.
+
+A line is written whole and fsynced under a lock. A torn last line (the process was killed while writing) is
+not a record: readers pass over it, and the next writer cuts it off.
+"""
+
+import os
+from pathlib import Path
+
+import msgspec
+from filelock import FileLock
+
+from trunkline.core.errors import TrainingError
+from trunkline.train.spec import RunRecord, RunSpec
+
+
+class Ledger:
+    """Records of finished runs in ``FOLDER/ledger.jsonl``.
+
+    Args:
+        folder: The runs folder; made when missing.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.path = folder / "ledger.jsonl"
+
+    def records(self) -> list[RunRecord]:
+        """All records, in the order they were finished.
+
+        Raises:
+            TrainingError: A whole line is not a record.
+        """
+        if not self.path.exists():
+            return []
+        lines = self.path.read_bytes().split(b"\n")
+        return [self._decode(line, number) for number, line in enumerate(lines[:-1], start=1) if line]
+
+    def find(self, spec: RunSpec) -> RunRecord | None:
+        """The record of an equal spec whose branch is still there, or None."""
+        run_id = spec.run_id
+        for record in self.records():
+            if record.run_id == run_id and (record.branch_digest is None or self.branch_folder(run_id).is_dir()):
+                return record
+        return None
+
+    def get(self, run_id: str) -> RunRecord:
+        """The record with this id.
+
+        Raises:
+            TrainingError: There is none.
+        """
+        for record in self.records():
+            if record.run_id == run_id:
+                return record
+        raise TrainingError(f"run {run_id!r} is not in {self.path}; run `trunkline train` again")
+
+    def append(self, record: RunRecord) -> None:
+        """Add one record; it is on disk when this returns."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{self.path}.lock"), self.path.open("a+b") as file:
+            _cut_torn_line(file.fileno())
+            file.seek(0, os.SEEK_END)
+            file.write(msgspec.json.encode(record) + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def run_folder(self, run_id: str) -> Path:
+        """Where a run's files lie."""
+        return self.folder / "runs" / run_id
+
+    def branch_folder(self, run_id: str) -> Path:
+        """Where a run's branch lies, in the same form as inside a bundle."""
+        return self.run_folder(run_id) / "branch"
+
+    def _decode(self, line: bytes, number: int) -> RunRecord:
+        try:
+            return msgspec.json.decode(line, type=RunRecord)
+        except msgspec.MsgspecError as error:
+            raise TrainingError(
+                f"ledger {self.path} line {number}: not a run record ({error}); "
+                "restore the file or remove the line"
+            ) from error
+
+
+def _cut_torn_line(descriptor: int) -> None:
+    size = os.fstat(descriptor).st_size
+    content = os.pread(descriptor, size, 0)
+    whole = content.rfind(b"\n") + 1
+    if whole != size:
+        os.ftruncate(descriptor, whole)

@@ -1,0 +1,293 @@
+"""The training loop: one for full fine-tuning, partial fine-tuning and students.
+
+What differs between them is where a batch comes from (token ids, or cached activations) and which model reads
+it; both come in as arguments.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from trunkline.core.errors import TrainingError
+from trunkline.core.specs import Kind
+from trunkline.core.types import Encoded
+from trunkline.data.collate import collate, length_batches
+from trunkline.model.encoder import AttentionBias
+from trunkline.train.cache import CachedRows
+from trunkline.train.losses import distillation_loss, hard_loss
+from trunkline.train.prepare import Split
+from trunkline.train.spec import Distillation, EpochPoint, Hyperparameters, RunSpec
+
+EVAL_ROWS = 64
+LENGTH_GROUP = 16
+"""Batches are cut from length-sorted groups of this many batches: little padding, order still random."""
+
+
+class Source(Protocol):
+    """Where a model's input comes from."""
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(rows,) int64, tokens of each row."""
+
+    def inputs(self, indices: np.ndarray) -> tuple[Tensor, ...]:
+        """The model's arguments for these rows."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CachedSource:
+    """Cached activations, for a `Branch`."""
+
+    rows: CachedRows
+    bias: AttentionBias
+    device: torch.device
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(rows,) int64, tokens of each row."""
+        return self.rows.lengths
+
+    def inputs(self, indices: np.ndarray) -> tuple[Tensor, ...]:
+        """Hidden states, additive attention bias and mask."""
+        hidden, mask = (tensor.to(self.device) for tensor in self.rows.gather(indices))
+        return hidden, self.bias(mask), mask
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenSource:
+    """Token ids, for a `FullModel`."""
+
+    rows: Sequence[Encoded]
+    pad_id: int
+    device: torch.device
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(rows,) int64, tokens of each row."""
+        return np.array([len(row.token_ids) for row in self.rows], dtype=np.int64)
+
+    def inputs(self, indices: np.ndarray) -> tuple[Tensor, ...]:
+        """Token ids, type ids and mask."""
+        batch = collate([self.rows[i] for i in indices], self.pad_id)
+        return tuple(torch.from_numpy(a).to(self.device) for a in (batch.token_ids, batch.type_ids, batch.mask))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Lesson:
+    """What is learned from.
+
+    Attributes:
+        kind: Of the task; decides the loss.
+        split: The rows and their targets.
+        source: Their inputs.
+        teacher: For students: the label teacher's logits, one array a row as `predict_logits` gives them.
+    """
+
+    kind: Kind
+    split: Split
+    source: Source
+    teacher: Sequence[np.ndarray] | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fitted:
+    """What a run of the loop returns; the model holds the weights of the best epoch."""
+
+    curve: tuple[EpochPoint, ...]
+    best_epoch: int
+
+
+class StepReporter(Protocol):
+    """Told of every optimizer step."""
+
+    def step(self, loss: float) -> None:
+        """One step is done."""
+
+
+def position_logits(output: Tensor, split: Split, indices: np.ndarray) -> Tensor:
+    """Keep the logits of labelled positions.
+
+    Args:
+        output: (rows, labels), or (rows, tokens, labels) for tagging.
+        split: Whose rows these are.
+        indices: (rows,) into the split.
+
+    Returns:
+        (positions, labels) float32: the rows themselves, or one line for each word that has a sub-token.
+    """
+    if split.positions is None:
+        return output.float()
+    places = [split.positions[i][split.positions[i] >= 0] for i in indices]
+    row = np.repeat(np.arange(len(places)), [len(p) for p in places])
+    token = np.concatenate(places)
+    return output[torch.from_numpy(row), torch.from_numpy(token).long()].float()
+
+
+def predict_logits(model: nn.Module, source: Source, split: Split) -> list[np.ndarray]:
+    """Logits of every row in evaluation mode.
+
+    Returns:
+        One array a row, float32: (labels,), or (words with a sub-token, labels) for tagging.
+    """
+    was_training = model.training
+    model.eval()
+    answers: list[np.ndarray] = [np.zeros(0, dtype=np.float32)] * len(split)
+    with torch.inference_mode():
+        for indices in length_batches(source.lengths.tolist(), rows_per_batch=EVAL_ROWS):
+            flat = position_logits(model(*source.inputs(indices)), split, indices).cpu().numpy()
+            for i, answer in zip(indices, _per_row(flat, split, indices), strict=True):
+                answers[i] = answer
+    model.train(was_training)
+    return answers
+
+
+def fit(
+    model: nn.Module,
+    lesson: Lesson,
+    *,
+    spec: RunSpec,
+    score: Callable[[nn.Module], float],
+    accelerator: Accelerator,
+    reporter: StepReporter,
+) -> Fitted:
+    """Tune a model and leave it at its best epoch.
+
+    Args:
+        model: A `Branch` or `FullModel`; every parameter that requires a gradient is tuned.
+        lesson: What is learned from.
+        spec: Hyperparameters, seed and, for students, distillation.
+        score: The metric on the selection rows, in points.
+        accelerator: Device and precision.
+        reporter: Told of every step.
+
+    Raises:
+        TrainingError: The loss is not a number.
+    """
+    hyper = spec.hyperparameters
+    n_steps = hyper.epochs * math.ceil(len(lesson.split) / hyper.batch_size)
+    optimizer = _optimizer(model, hyper)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _warm_up_and_decay(n_steps, hyper.warmup_share))
+    tuned, optimizer = accelerator.prepare(model, optimizer)
+    rng = np.random.default_rng(spec.seed)
+    curve = [EpochPoint(epoch=0, train_loss=None, selection_metric=score(model))]
+    best_epoch, best_state = 0, _copy_state(model)
+    with torch.random.fork_rng():
+        torch.manual_seed(spec.seed)
+        for epoch in range(1, hyper.epochs + 1):
+            losses = []
+            for indices in training_batches(lesson.source.lengths, hyper.batch_size, rng):
+                with accelerator.autocast():
+                    output = tuned(*lesson.source.inputs(indices))
+                loss = _loss(position_logits(output, lesson.split, indices), lesson, indices, spec.distillation)
+                losses.append(_take_step(loss, tuned, optimizer, accelerator, spec))
+                schedule.step()
+                reporter.step(losses[-1])
+            metric = score(model)
+            curve.append(EpochPoint(epoch=epoch, train_loss=float(np.mean(losses)), selection_metric=metric))
+            if metric > curve[best_epoch].selection_metric or best_epoch == 0:
+                best_epoch, best_state = epoch, _copy_state(model)
+    model.load_state_dict(best_state)
+    model.eval()
+    return Fitted(curve=tuple(curve), best_epoch=best_epoch)
+
+
+def training_batches(lengths: np.ndarray, batch_size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """Every row once, in random batches of similar length.
+
+    Args:
+        lengths: (rows,) tokens.
+        batch_size: Rows a batch; the last one of an epoch may be smaller.
+        rng: Decides the order.
+    """
+    order = rng.permutation(len(lengths))
+    group = batch_size * LENGTH_GROUP
+    batches = []
+    for start in range(0, len(order), group):
+        chunk = order[start : start + group]
+        chunk = chunk[np.argsort(lengths[chunk], kind="stable")]
+        batches += [chunk[i : i + batch_size] for i in range(0, len(chunk), batch_size)]
+    for i in rng.permutation(len(batches)):
+        yield batches[i]
+
+
+def _loss(logits: Tensor, lesson: Lesson, indices: np.ndarray, distillation: Distillation | None) -> Tensor:
+    targets = _stack(lesson.split.targets, lesson.split, indices, logits.device)
+    if distillation is None or lesson.teacher is None:
+        return hard_loss(lesson.kind, logits, targets)
+    taught = _stack(lesson.teacher, lesson.split, indices, logits.device)
+    return distillation_loss(lesson.kind, logits, targets, taught, distillation)
+
+
+def _stack(values: Sequence[np.ndarray], split: Split, indices: np.ndarray, device: torch.device) -> Tensor:
+    chosen = [values[i] for i in indices]
+    joined = np.stack(chosen) if split.positions is None else np.concatenate(chosen)
+    return torch.from_numpy(joined).to(device)
+
+
+def _take_step(
+    loss: Tensor,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    accelerator: Accelerator,
+    spec: RunSpec,
+) -> float:
+    value = float(loss.detach())
+    if not np.isfinite(value):
+        raise TrainingError(
+            f"task {spec.task!r}: the loss of a {spec.arm} run became {value}; "
+            f"lower learning_rate (it is {spec.hyperparameters.learning_rate:g})"
+        )
+    accelerator.backward(loss)
+    accelerator.clip_grad_norm_(model.parameters(), spec.hyperparameters.max_grad_norm)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return value
+
+
+def _optimizer(model: nn.Module, hyper: Hyperparameters) -> torch.optim.AdamW:
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            # Vectors are biases and norms: no decay, as in Devlin et al. 2019.
+            groups.setdefault((name.startswith("head."), parameter.ndim > 1), []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {
+                "params": parameters,
+                "lr": hyper.head_learning_rate if is_head else hyper.learning_rate,
+                "weight_decay": hyper.weight_decay if decays else 0.0,
+            }
+            for (is_head, decays), parameters in groups.items()
+        ],
+        betas=(hyper.beta1, hyper.beta2),
+        eps=hyper.epsilon,
+        foreach=True,
+    )
+
+
+def _warm_up_and_decay(n_steps: int, warmup_share: float) -> Callable[[int], float]:
+    n_warmup = max(1, round(warmup_share * n_steps))
+
+    def factor(step: int) -> float:
+        if step < n_warmup:
+            return (step + 1) / n_warmup
+        return max(0.0, (n_steps - step) / max(1, n_steps - n_warmup))
+
+    return factor
+
+
+def _copy_state(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+def _per_row(flat: np.ndarray, split: Split, indices: np.ndarray) -> list[np.ndarray]:
+    if split.positions is None:
+        return list(flat)
+    counts = [int((split.positions[i] >= 0).sum()) for i in indices]
+    return np.split(flat, np.cumsum(counts)[:-1])

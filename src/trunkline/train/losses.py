@@ -1,0 +1,70 @@
+"""The losses of both stages, over labelled positions: rows or, for tagging, first sub-tokens of words."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from trunkline.core.specs import Kind
+from trunkline.train.spec import Distillation
+
+PositionLogits = Float[Tensor, "positions labels"]
+NO_LABEL = -1
+"""Class index of a position without a label; its hard loss is left out."""
+
+
+def hard_loss(kind: Kind, logits: PositionLogits, targets: Tensor) -> Tensor:
+    """Mean loss against labels over the positions that have one; 0 where none has.
+
+    Args:
+        kind: Of the task.
+        logits: (positions, labels) float32.
+        targets: classification and tagging: (positions,) int64, `NO_LABEL` where there is none; multilabel:
+            (positions, labels) float32 of 0 and 1, NaN where a row has none; regression: (positions,) float32
+            standardized scores, NaN where a row has none.
+    """
+    if kind in ("classification", "tagging"):
+        n_labelled = (targets != NO_LABEL).sum().clamp(min=1)
+        return F.cross_entropy(logits, targets, ignore_index=NO_LABEL, reduction="sum") / n_labelled
+    if kind == "multilabel":
+        known = ~targets[:, 0].isnan()
+        each = F.binary_cross_entropy_with_logits(logits, targets.nan_to_num(), reduction="none").mean(dim=1)
+    else:
+        known = ~targets.isnan()
+        each = (logits[:, 0] - targets.nan_to_num()) ** 2
+    return (each * known).sum() / known.sum().clamp(min=1)
+
+
+def soft_loss(kind: Kind, logits: PositionLogits, teacher: PositionLogits, kd_temperature: float) -> Tensor:
+    """Mean distance to the teacher's answers (Hinton et al. 2015; design.md, section 3).
+
+    Classification and tagging: ``T² · KL(teacher/T ‖ student/T)``; multilabel: the same with one Bernoulli
+    distribution a label, averaged over labels; regression: squared error to the teacher's score.
+
+    Args:
+        kind: Of the task.
+        logits: (positions, labels) float32, the student's.
+        teacher: (positions, labels) float32, constant.
+        kd_temperature: T.
+    """
+    if kind == "regression":
+        return F.mse_loss(logits, teacher)
+    scale = kd_temperature**2
+    student_t, teacher_t = logits / kd_temperature, teacher / kd_temperature
+    if kind == "multilabel":
+        p = torch.sigmoid(teacher_t)
+        entropy = F.binary_cross_entropy(p, p, reduction="none")
+        cross = F.binary_cross_entropy_with_logits(student_t, p, reduction="none")
+        return scale * (cross - entropy).mean()
+    return scale * F.kl_div(
+        F.log_softmax(student_t, dim=1), F.log_softmax(teacher_t, dim=1), reduction="batchmean", log_target=True
+    )
+
+
+def distillation_loss(
+    kind: Kind, logits: PositionLogits, targets: Tensor, teacher: PositionLogits, distillation: Distillation
+) -> Tensor:
+    """``alpha · hard + (1 − alpha) · soft``; positions without a label have the soft term only."""
+    alpha = distillation.alpha
+    soft = soft_loss(kind, logits, teacher, distillation.kd_temperature)
+    return alpha * hard_loss(kind, logits, targets) + (1 - alpha) * soft

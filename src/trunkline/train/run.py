@@ -1,0 +1,283 @@
+"""One run, from its spec to its record: model, inputs, loop, metrics, saved branch.
+
+A run that the ledger has is not run again. A run that was killed left no record and starts anew.
+"""
+
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Protocol
+
+import msgspec
+import numpy as np
+from accelerate import Accelerator
+from torch import nn
+
+import trunkline
+from trunkline.bundle.golden import golden_inputs, make_golden
+from trunkline.bundle.store import write_branch
+from trunkline.core.specs import BranchSpec, Provenance
+from trunkline.model.backbone import Backbone
+from trunkline.model.branch import Branch, FullModel
+from trunkline.model.golden_run import golden_logits
+from trunkline.model.score import answer, score_predictions
+from trunkline.model.trunk import Trunk
+from trunkline.train.cache import ActivationCache
+from trunkline.train.ledger import Ledger
+from trunkline.train.loop import CachedSource, Fitted, Lesson, Source, TokenSource, fit, predict_logits
+from trunkline.train.prepare import PreparedTask, Split
+from trunkline.train.spec import CacheDtype, RunRecord, RunSpec
+
+
+class Reporter(Protocol):
+    """Told what happens; the command line draws progress bars from it."""
+
+    def run_started(self, spec: RunSpec, n_steps: int) -> None:
+        """A run begins that takes this many optimizer steps."""
+
+    def step(self, loss: float) -> None:
+        """One step is done."""
+
+    def run_finished(self, record: RunRecord, *, resumed: bool) -> None:
+        """A run is in the ledger; `resumed` when it was there already."""
+
+    def note(self, message: str) -> None:
+        """Something that its reader should know."""
+
+
+class Silence:
+    """A reporter that says nothing."""
+
+    def run_started(self, spec: RunSpec, n_steps: int) -> None:
+        """Say nothing."""
+
+    def step(self, loss: float) -> None:
+        """Say nothing."""
+
+    def run_finished(self, record: RunRecord, *, resumed: bool) -> None:
+        """Say nothing."""
+
+    def note(self, message: str) -> None:
+        """Say nothing."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Workbench:
+    """What all runs on one backbone share.
+
+    Attributes:
+        backbone: The pretrained encoder.
+        trunk: Its frozen layers, all of them, in evaluation mode.
+        ledger: Where records go.
+        cache: Where activations are kept.
+        accelerator: Device, precision and trackers.
+        reporter: Told what happens.
+    """
+
+    backbone: Backbone
+    trunk: Trunk
+    ledger: Ledger
+    cache: ActivationCache
+    accelerator: Accelerator
+    reporter: Reporter
+
+    @staticmethod
+    def build(
+        backbone: Backbone,
+        ledger: Ledger,
+        cache: ActivationCache,
+        *,
+        accelerator: Accelerator,
+        reporter: Reporter | None = None,
+    ) -> "Workbench":
+        """Put the whole backbone on the accelerator's device as a frozen trunk."""
+        trunk = Trunk.build(backbone.config, backbone.tensors, depth=backbone.config.n_layers)
+        return Workbench(backbone, trunk.to(accelerator.device), ledger, cache, accelerator, reporter or Silence())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Start:
+    """Where a branch's weights start.
+
+    Attributes:
+        tensors: By canonical name: own layers and, if `head`, the head.
+        head: Whether the head starts from `tensors` too; a new one otherwise.
+    """
+
+    tensors: Mapping[str, np.ndarray]
+    head: bool
+
+
+def execute(
+    bench: Workbench, task: PreparedTask, spec: RunSpec, *, start: Start, teacher: Sequence[np.ndarray] | None = None
+) -> RunRecord:
+    """Run what the spec says, or return the record of when it was run.
+
+    Args:
+        bench: Backbone, ledger, cache.
+        task: The prepared rows; its digests are in the spec.
+        spec: What to do.
+        start: Where the weights start; unused by ``full``, which starts from the backbone.
+        teacher: For students: the label teacher's logits on the fit rows.
+
+    Raises:
+        TrainingError: The loss became NaN, or the cache or ledger cannot be written.
+    """
+    found = bench.ledger.find(spec)
+    if found is not None:
+        bench.reporter.run_finished(found, resumed=True)
+        return found
+    started, cached_before = time.perf_counter(), bench.cache.seconds
+    draft = draft_branch(bench, task, spec)
+    model = _build_model(bench, task, spec, start)
+    fit_source = source_of(bench, task.fit, spec, dtype=spec.cache_dtype)
+    selection_score = _Scorer(draft, task.selection, source_of(bench, task.selection, spec, dtype="float32"))
+    dev_score = None
+    if task.dev is not None:
+        dev_score = _Scorer(draft, task.dev, source_of(bench, task.dev, spec, dtype="float32"))
+    cache_seconds = bench.cache.seconds - cached_before
+    untrained = None if dev_score is None else dev_score(model)
+    n_batches = -(-len(task.fit) // spec.hyperparameters.batch_size)
+    bench.reporter.run_started(spec, n_batches * spec.hyperparameters.epochs)
+    fitted = fit(
+        model,
+        Lesson(task.spec.kind, task.fit, fit_source, teacher),
+        spec=spec,
+        score=selection_score,
+        accelerator=bench.accelerator,
+        reporter=bench.reporter,
+    )
+    dev_metric = None if dev_score is None else dev_score(model)
+    branch = _finished_branch(draft, fitted, dev_metric)
+    digest = None if isinstance(model, FullModel) else _save(bench, spec, branch, model)
+    record = RunRecord(
+        run_id=spec.run_id,
+        spec=spec,
+        backbone=bench.backbone.name,
+        n_layers=bench.backbone.config.n_layers,
+        metric=task.spec.metric_name,
+        curve=fitted.curve,
+        best_epoch=fitted.best_epoch,
+        selection_metric=branch.provenance.selection_metric,
+        dev_metric=dev_metric,
+        untrained_dev_metric=untrained,
+        n_train_rows=len(task.fit),
+        n_truncated=task.n_truncated,
+        n_unseen_labels=task.n_unseen_labels,
+        seconds=time.perf_counter() - started - cache_seconds,
+        cache_seconds=cache_seconds,
+        finished_at=_now(),
+        branch_digest=digest,
+        trunkline_version=trunkline.__version__,
+    )
+    bench.ledger.append(record)
+    bench.reporter.run_finished(record, resumed=False)
+    return record
+
+
+def source_of(bench: Workbench, split: Split, spec: RunSpec, *, dtype: CacheDtype) -> Source:
+    """Inputs of a split for the arm of a run: token ids for ``full``, else cached activations at its exit."""
+    device = bench.accelerator.device
+    if spec.arm == "full":
+        return TokenSource(split.rows, bench.backbone.config.pad_id, device)
+    rows = bench.cache.rows(bench.trunk, bench.backbone, split.rows, exit_layer=spec.exit_layer, dtype=dtype)
+    return CachedSource(rows, bench.trunk.bias, device)
+
+
+def branch_logits(
+    bench: Workbench, spec: RunSpec, tensors: Mapping[str, np.ndarray], task: PreparedTask
+) -> list[np.ndarray]:
+    """A finished branch's logits on the fit rows, from the activations it was trained on."""
+    model = _build_model(bench, task, spec, Start(tensors, head=True))
+    return predict_logits(model, source_of(bench, task.fit, spec, dtype=spec.cache_dtype), task.fit)
+
+
+def draft_branch(bench: Workbench, task: PreparedTask, spec: RunSpec) -> BranchSpec:
+    """The branch that a run will give, its metrics still open."""
+    return BranchSpec(
+        task=task.spec.name,
+        kind=task.spec.kind,
+        input=task.spec.input,
+        labels=task.labels,
+        metric=task.spec.metric_name,
+        positive_label=task.spec.positive_label,
+        max_length=task.spec.max_length,
+        pooling=spec.pooling,
+        exit_layer=spec.exit_layer,
+        own_layers=spec.own_layers,
+        trunk_digest=bench.backbone.chain[spec.exit_layer],
+        score_mean=task.score_mean,
+        score_std=task.score_std,
+        label_schema_version=task.spec.label_schema_version,
+        provenance=Provenance(
+            trunkline_version=trunkline.__version__,
+            created_at=_now(),
+            backbone=bench.backbone.name,
+            run_id=spec.run_id,
+            seed=spec.seed,
+            train_rows=len(task.fit),
+            train_digest=task.data_digest,
+            selection_metric=0.0,
+            label_teacher=spec.label_teacher,
+            init=spec.init,
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Scorer:
+    branch: BranchSpec
+    split: Split
+    source: Source
+
+    def __call__(self, model: nn.Module) -> float:
+        logits = predict_logits(model, self.source, self.split)
+        positions = self.split.positions or (None,) * len(logits)
+        answers = [answer(row, self.branch, place) for row, place in zip(logits, positions, strict=True)]
+        return score_predictions(self.branch, answers, self.split.examples)
+
+
+def _build_model(bench: Workbench, task: PreparedTask, spec: RunSpec, start: Start) -> Branch | FullModel:
+    config, device = bench.backbone.config, bench.accelerator.device
+    if spec.arm == "full":
+        full = FullModel.build(
+            config,
+            bench.backbone.tensors,
+            kind=task.spec.kind,
+            pooling=spec.pooling,
+            n_outputs=task.n_outputs,
+            seed=spec.seed,
+        )
+        return full.to(device)
+    branch = Branch.build(
+        config,
+        exit_layer=spec.exit_layer,
+        own_layers=spec.own_layers,
+        kind=task.spec.kind,
+        pooling=spec.pooling,
+        n_outputs=task.n_outputs,
+        seed=spec.seed,
+    )
+    branch.load(start.tensors, head=start.head)
+    return branch.to(device)
+
+
+def _finished_branch(draft: BranchSpec, fitted: Fitted, dev_metric: float | None) -> BranchSpec:
+    metric = fitted.curve[fitted.best_epoch].selection_metric
+    provenance = msgspec.structs.replace(draft.provenance, selection_metric=metric, dev_metric=dev_metric)
+    return msgspec.structs.replace(draft, provenance=provenance)
+
+
+def _save(bench: Workbench, spec: RunSpec, branch: BranchSpec, model: Branch) -> str:
+    """Write the branch; one that a run left which never reached the ledger is removed."""
+    inputs = golden_inputs(branch.input)
+    golden = make_golden(inputs, golden_logits(bench.trunk, model, bench.backbone.tokenizer, branch, inputs))
+    folder = bench.ledger.branch_folder(spec.run_id)
+    shutil.rmtree(folder, ignore_errors=True)
+    return write_branch(folder, branch, model.tensors(), golden)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,236 @@
+"""What a training run was asked to do, and what came of it."""
+
+from typing import Literal, TypeAlias
+
+import msgspec
+
+from trunkline.core.errors import SpecError, UnknownNameError, nearest_hint
+from trunkline.core.specs import Metric, Pooling, Selection, Spec, spec_digest
+
+Arm: TypeAlias = Literal["full", "partial", "student"]
+Init: TypeAlias = Literal["backbone", "teacher"]
+CacheDtype: TypeAlias = Literal["bfloat16", "float32"]
+
+
+class Hyperparameters(Spec, frozen=True, kw_only=True):
+    """How the weights are tuned; AdamW with linear warm-up and decay.
+
+    Attributes:
+        learning_rate: Peak rate of the layers (and embeddings, in full fine-tuning).
+        head_learning_rate: Peak rate of the head.
+        batch_size: Rows a step.
+        epochs: Passes over the training rows.
+        weight_decay: Decoupled decay; biases and norms are spared.
+        beta1: Adam's first moment decay.
+        beta2: Adam's second moment decay.
+        epsilon: Adam's epsilon.
+        warmup_share: Share of all steps in which the rate rises.
+        max_grad_norm: Gradients are scaled down to this norm.
+    """
+
+    learning_rate: float = 1e-4
+    head_learning_rate: float = 1e-3
+    batch_size: int = 32
+    epochs: int = 3
+    weight_decay: float = 0.01
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-6
+    warmup_share: float = 0.1
+    max_grad_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse counts and rates that cannot train anything."""
+        for name in ("learning_rate", "head_learning_rate", "epsilon", "max_grad_norm"):
+            if not getattr(self, name) > 0:
+                raise SpecError(f"hyperparameters: {name} is {getattr(self, name)}; give a number above 0")
+        for name in ("batch_size", "epochs"):
+            if getattr(self, name) < 1:
+                raise SpecError(f"hyperparameters: {name} is {getattr(self, name)}; give a count of at least 1")
+
+
+class Distillation(Spec, frozen=True, kw_only=True):
+    """How a student learns from its teacher (Hinton et al. 2015; paper section 3.2).
+
+    Attributes:
+        kd_temperature: T; both distributions are softened by it.
+        alpha: Share of the hard loss; 1 − alpha goes to the soft one.
+    """
+
+    kd_temperature: float = 2.0
+    alpha: float = 0.3
+
+    def __post_init__(self) -> None:
+        """Refuse a temperature or share out of range."""
+        if not self.kd_temperature > 0:
+            raise SpecError(f"distillation: kd_temperature is {self.kd_temperature}; give a number above 0")
+        if not 0 <= self.alpha <= 1:
+            raise SpecError(f"distillation: alpha {self.alpha} is outside 0..1")
+
+
+class Preset(Spec, frozen=True, kw_only=True):
+    """Hyperparameters for each arm."""
+
+    full: Hyperparameters
+    partial: Hyperparameters
+    student: Hyperparameters
+    distillation: Distillation
+
+
+_PAPER = Hyperparameters(learning_rate=2e-5, head_learning_rate=2e-5)
+
+PRESETS: dict[str, Preset] = {
+    # docs/explanation/training.md says how these were measured.
+    "default": Preset(
+        full=Hyperparameters(learning_rate=1e-4),
+        partial=Hyperparameters(learning_rate=2e-4),
+        student=Hyperparameters(learning_rate=4e-4, epochs=5),
+        distillation=Distillation(),
+    ),
+    # The paper's table 4; it names one rate for everything. Section 3.2 leaves T and alpha open: Hinton et al. 2015.
+    "paper": Preset(full=_PAPER, partial=_PAPER, student=_PAPER, distillation=Distillation()),
+}
+
+
+def preset(name: str) -> Preset:
+    """Look up a preset.
+
+    Raises:
+        UnknownNameError: There is no preset of that name.
+    """
+    if name not in PRESETS:
+        raise UnknownNameError(f"preset {name!r} is not known; {nearest_hint(name, PRESETS)}")
+    return PRESETS[name]
+
+
+class RunSpec(Spec, frozen=True, kw_only=True):
+    """One run, wholly described: two runs with equal specs are the same run.
+
+    Attributes:
+        task: The task's name.
+        task_digest: Digest of the task's spec without its file paths, and of its labels.
+        data_digest: Digest of the token ids and targets that the run learns from and is reported on.
+        backbone_digest: The last value of the backbone's trunk chain.
+        arm: What is tuned: everything, the top layers, or a student.
+        exit_layer: Trunk layers below the branch; 0 and all layers own for ``full``.
+        own_layers: Layers that are tuned.
+        pooling: Where the head reads.
+        seed: Of the head's start, the order of rows and dropout.
+        hyperparameters: How the weights are tuned.
+        selection: Where the best epoch is chosen.
+        cache_dtype: Of the cached activations learned from.
+        distillation: For students.
+        label_teacher: For students: id of the run whose logits are learned.
+        init: Where the layers and, for ``teacher``, the head start.
+    """
+
+    task: str
+    task_digest: str
+    data_digest: str
+    backbone_digest: str
+    arm: Arm
+    exit_layer: int
+    own_layers: int
+    pooling: Pooling
+    seed: int
+    hyperparameters: Hyperparameters
+    selection: Selection
+    cache_dtype: CacheDtype
+    distillation: Distillation | None = None
+    label_teacher: str | None = None
+    init: Init = "backbone"
+
+    @property
+    def run_id(self) -> str:
+        """Twenty hex digits of the spec's digest; says nothing by itself, the ledger does."""
+        return spec_digest(self)[:20]
+
+
+class EpochPoint(Spec, frozen=True, kw_only=True):
+    """The state after one epoch; epoch 0 is before the first step."""
+
+    epoch: int
+    train_loss: float | None
+    selection_metric: float
+
+
+class RunRecord(Spec, frozen=True, kw_only=True):
+    """What came of a run: one line of the ledger.
+
+    Attributes:
+        run_id: The spec's id.
+        spec: What was asked.
+        backbone: Its name, as the user gave it.
+        n_layers: Of the backbone.
+        metric: The task's metric; all metrics are points, 0 to 100.
+        curve: One point an epoch.
+        best_epoch: The epoch whose weights were kept.
+        selection_metric: At the best epoch, on the selection rows, from unrounded states.
+        dev_metric: At the best epoch, on dev, from unrounded states; None without dev rows.
+        untrained_dev_metric: On dev before the first step.
+        n_train_rows: Rows learned from.
+        n_truncated: Rows of all parts that were cut to ``max_length``.
+        n_unseen_labels: Dev labels that train lacks, counted as errors.
+        seconds: Wall time of the run, activations not included.
+        cache_seconds: Wall time spent on activations that were not cached yet.
+        finished_at: UTC, ISO 8601.
+        branch_digest: Digest of the saved branch; None for ``full``.
+        trunkline_version: The version that ran.
+    """
+
+    run_id: str
+    spec: RunSpec
+    backbone: str
+    n_layers: int
+    metric: Metric
+    curve: tuple[EpochPoint, ...]
+    best_epoch: int
+    selection_metric: float
+    dev_metric: float | None
+    untrained_dev_metric: float | None
+    n_train_rows: int
+    n_truncated: int
+    n_unseen_labels: int
+    seconds: float
+    cache_seconds: float
+    finished_at: str
+    branch_digest: str | None
+    trunkline_version: str
+
+
+class TrainRequest(Spec, frozen=True, kw_only=True):
+    """What `trunkline train` is asked for, the same for each of its tasks.
+
+    Attributes:
+        layers: Numbers L of top layers to tune (paper section 3.1).
+        seeds: Each arm is run once a seed.
+        full: Whether full fine-tuning is run too, as a baseline.
+        student_layers: Numbers l of student layers (paper section 3.2); empty for none.
+        student_exits: Where students read; None for the teacher's exit.
+        student_inits: Where students start.
+        preset: Hyperparameters for each arm.
+        selection: Where L, epoch and seed are chosen.
+        cache_dtype: Of the activations that runs learn from.
+    """
+
+    layers: tuple[int, ...]
+    seeds: tuple[int, ...] = (0,)
+    full: bool = False
+    student_layers: tuple[int, ...] = (1, 2, 3)
+    student_exits: tuple[int, ...] | None = None
+    student_inits: tuple[Init, ...] = ("teacher",)
+    preset: Preset = PRESETS["default"]
+    selection: Selection = "train_slice"
+    cache_dtype: CacheDtype = "bfloat16"
+
+    def with_rate(self, learning_rate: float) -> "TrainRequest":
+        """The same request with another peak rate for full and partial fine-tuning."""
+        replace = msgspec.structs.replace
+        return replace(
+            self,
+            preset=replace(
+                self.preset,
+                full=replace(self.preset.full, learning_rate=learning_rate),
+                partial=replace(self.preset.partial, learning_rate=learning_rate),
+            ),
+        )

@@ -1,0 +1,155 @@
+"""Pictures of bundles, plans and runs for a terminal: values in, rich renderables out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+from trunkline.bundle.manifest import Manifest, TaskEntry, deepest_exit, layer_cost
+from trunkline.core.types import LabelPrediction, LabelsPrediction, Prediction, ScorePrediction
+from trunkline.train.candidates import Candidate
+from trunkline.train.plan import Plan
+
+if TYPE_CHECKING:
+    # Both import torch, which `inspect` and `plan` can do without.
+    from trunkline.engine.calibrate import Calibrated
+    from trunkline.engine.evaluate import Evaluation
+
+
+def bundle_picture(manifest: Manifest) -> RenderableType:
+    """Trunk and branches: what leaves where, with layers, metric and cost."""
+    return Group(_bundle_tree(manifest), Text(), cost_table(manifest))
+
+
+def cost_table(manifest: Manifest) -> Table:
+    """What each part costs in layers: linear in the branches, the trunk paid once (paper section 4.1)."""
+    table = Table(title="Layers that one row runs through", title_justify="left", box=None, pad_edge=False)
+    table.add_column("part")
+    for heading in ("asked alone", "adds to the bundle", "as a single model"):
+        table.add_column(heading, justify="right")
+    depth, whole = deepest_exit(manifest), manifest.n_layers
+    table.add_row(f"trunk, {depth} of {whole} layers", "", str(depth), "")
+    for name, entry in _by_exit(manifest):
+        table.add_row(name, f"{entry.exit_layer} + {entry.own_layers}", str(entry.own_layers), str(whole))
+    total, single = layer_cost(manifest), whole * len(manifest.tasks)
+    share = f" ({total / single:.0%})" if single else ""
+    table.add_row("all tasks at once", "", f"{total}{share}", str(single), style="bold")
+    return table
+
+
+def candidate_table(candidates: Sequence[Candidate]) -> Table:
+    """Every candidate with mean, spread and maximum over its seeds, in points."""
+    table = Table(title="Candidates (points; mean over seeds)", title_justify="left", box=None, pad_edge=False)
+    for heading in ("task", "arm", "exit", "own"):
+        table.add_column(heading)
+    for heading in ("metric", "selection", "dev", "spread", "max", "seeds", "seconds"):
+        table.add_column(heading, justify="right")
+    for c in candidates:
+        arm = c.arm if c.arm != "student" or c.init == "teacher" else "student (from backbone)"
+        figures = (c.selection_mean, c.dev_mean, c.dev_spread, c.dev_max)
+        table.add_row(
+            c.task, arm, str(c.exit_layer), str(c.own_layers), c.metric, *map(_points, figures),
+            str(len(c.seeds)), f"{c.seconds:.0f}",
+        )  # fmt: skip
+    return table
+
+
+def plan_table(plan: Plan) -> RenderableType:
+    """The chosen candidate of each task, why, and what all of them cost together."""
+    table = Table(title=f"Plan, at least {plan.min_gain:g} points an added layer", title_justify="left", box=None)
+    for heading in ("task", "exit", "own", "metric", "selection", "dev", "why"):
+        table.add_column(heading)
+    for task in plan.tasks:
+        table.add_row(
+            task.task, str(task.exit_layer), str(task.own_layers), task.metric, _points(task.selection_metric),
+            _points(task.dev_metric), task.reason,
+        )  # fmt: skip
+    cost = (
+        f"trunk {plan.trunk_depth} + branches {plan.layer_cost - plan.trunk_depth} = {plan.layer_cost} layers; "
+        f"{plan.single_task_layers} for single models ({plan.layer_cost / plan.single_task_layers:.0%})"
+    )
+    return Group(table, Text(cost, style="bold"))
+
+
+def answer_table(text: str, answers: Mapping[str, Prediction]) -> Table:
+    """One text with every task's answer."""
+    table = Table(title=Text(text, style="bold"), title_justify="left", box=None, pad_edge=False, show_header=False)
+    table.add_column(style="cyan")
+    table.add_column()
+    for task, answer in answers.items():
+        table.add_row(task, answer_text(answer))
+    return table
+
+
+def answer_text(answer: Prediction) -> str:
+    """One answer in a few words."""
+    if isinstance(answer, LabelPrediction):
+        return f"{answer.label or 'abstains'} ({answer.confidence:.2f})"
+    if isinstance(answer, LabelsPrediction):
+        return ", ".join(f"{label} ({answer.probabilities[label]:.2f})" for label in answer.labels) or "none"
+    if isinstance(answer, ScorePrediction):
+        return f"{answer.score:.2f}"
+    return ", ".join(f"{span.label}: {span.text!r} [{span.start}:{span.end}]" for span in answer.spans) or "no spans"
+
+
+def _bundle_tree(manifest: Manifest) -> Tree:
+    root = Tree(
+        Text.assemble(("trunk", "bold"), f"  {manifest.backbone}: {manifest.trunk.depth} of {manifest.n_layers} layers")
+    )
+    node = root.add("embeddings")
+    _add_branches(node, manifest, 0)
+    for depth in range(1, manifest.trunk.depth + 1):
+        node = node.add(f"layer {depth - 1}")
+        _add_branches(node, manifest, depth)
+    return root
+
+
+def _add_branches(node: Tree, manifest: Manifest, exit_layer: int) -> None:
+    for name, entry in _by_exit(manifest):
+        if entry.exit_layer == exit_layer:
+            layers = " ".join(f"[{exit_layer + i}]" for i in range(entry.own_layers))
+            reached = f"{entry.metric} {_points(entry.dev_metric)}"
+            node.add(
+                Text.assemble("└▶ ", (name, "bold cyan"), f" {layers} {entry.kind}, ", (reached, "green"), " on dev")
+            )
+
+
+def _by_exit(manifest: Manifest) -> list[tuple[str, TaskEntry]]:
+    return sorted(manifest.tasks.items(), key=lambda item: (item[1].exit_layer, item[0]))
+
+
+def _points(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
+def evaluation_table(results: Sequence[Evaluation]) -> Table:
+    """What tasks reached on labelled rows, in points."""
+    table = Table(box=None, pad_edge=False)
+    for heading in ("task", "part", "metric"):
+        table.add_column(heading)
+    for heading in ("points", "rows", "cut", "unseen labels"):
+        table.add_column(heading, justify="right")
+    for r in results:
+        table.add_row(
+            r.task, r.part, r.metric, _points(r.points), str(r.n_rows), str(r.n_truncated), str(r.n_unseen_labels)
+        )
+    return table
+
+
+def calibration_table(results: Sequence[Calibrated]) -> Table:
+    """What calibration changed."""
+    table = Table(box=None, pad_edge=False)
+    for heading in ("task", "temperature", "thresholds", "rows", "before", "after"):
+        table.add_column(heading)
+    for r in results:
+        thresholds = " ".join(f"{t:.2f}" for t in r.calibration.thresholds or ()) or "-"
+        table.add_row(
+            r.task, f"{r.calibration.temperature:.2f}", thresholds, str(r.n_rows), _points(r.metric_before),
+            _points(r.metric_after),
+        )  # fmt: skip
+    return table
