@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import msgspec
 import typer
@@ -44,7 +44,7 @@ def main() -> NoReturn:
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+def _root(*, version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
     if version:
         typer.echo(trunkline.__version__)
         raise typer.Exit
@@ -61,23 +61,29 @@ def train(  # noqa: PLR0913 - each option is one of the request's fields
     full: Annotated[bool, typer.Option("--full", help="Run full fine-tuning too, as a baseline.")] = False,
     students: Annotated[str, typer.Option(help="Numbers l of student layers; empty for none.")] = "1,2,3",
     student_exits: Annotated[str, typer.Option(help="Exit layers of students; empty: the teacher's.")] = "",
-    init: Annotated[str, typer.Option(help="Where students start: teacher, backbone or both.")] = "teacher",
-    preset: Annotated[str, typer.Option(help="Hyperparameters: default, or paper (its table 4).")] = "default",
-    select: Annotated[str, typer.Option(help="Choose on a slice of train, or on dev.")] = "train_slice",
-    cache_dtype: Annotated[str, typer.Option(help="Cached activations: bfloat16 or float32.")] = "bfloat16",
-    precision: Annotated[str, typer.Option(help="fp32, bf16, or auto: what the machine has.")] = "auto",
+    init: Annotated[Literal["teacher", "backbone", "both"], typer.Option(help="Where students start.")] = "teacher",
+    preset: Annotated[
+        Literal["default", "paper"], typer.Option(help="Hyperparameters; paper: its table 4.")
+    ] = "default",
+    select: Annotated[
+        Literal["train_slice", "dev"], typer.Option(help="Rows that choices are made on; dev is the paper's way.")
+    ] = "train_slice",
+    cache_dtype: Annotated[Literal["bfloat16", "float32"], typer.Option(help="Of cached activations.")] = "bfloat16",
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16"], typer.Option(help="Of the multiplications; auto: what the machine has.")
+    ] = "auto",
     tracker: Annotated[list[str] | None, typer.Option(help="A tracker of accelerate, e.g. tensorboard.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Tune the top layers for each task, then distil students; killed and started again, it resumes."""
     from rich.console import Console
 
-    from trunkline.cli.progress import RunProgress
     from trunkline.train.cache import ActivationCache, default_cache_root
     from trunkline.train.candidates import candidates_of
     from trunkline.train.device import make_accelerator
     from trunkline.train.ledger import Ledger
     from trunkline.train.pipeline import check_request, train_task
+    from trunkline.train.progress import RunProgress
     from trunkline.train.run import Workbench
 
     request = _request(
@@ -94,7 +100,9 @@ def train(  # noqa: PLR0913 - each option is one of the request's fields
     specs = _read_tasks(tasks)
     loaded = _load_backbone(backbone)
     check_request(request, loaded.config.n_layers)
-    accelerator = make_accelerator(_precision(precision), trackers=tracker or (), log_dir=out / "trackers")
+    accelerator = make_accelerator(
+        None if precision == "auto" else precision, trackers=tracker or (), log_dir=out / "trackers"
+    )
     with RunProgress(Console(stderr=True), accelerator) as progress:
         cache = ActivationCache(default_cache_root(), on_rows=progress.rows)
         bench = Workbench.build(loaded, Ledger(out), cache, accelerator=accelerator, reporter=progress)
@@ -147,7 +155,7 @@ def merge(
         out,
         digests=[task.branch_digest for task in made.tasks],
     )
-    _show_manifest(bundle.manifest, as_json)
+    _show_manifest(bundle.manifest, as_json=as_json)
 
 
 @app.command()
@@ -163,7 +171,7 @@ def attach(
     from trunkline.bundle.store import open_bundle
 
     loaded = None if backbone is None else _load_backbone(backbone)
-    _show_manifest(attach_branch(open_bundle(bundle), branch, backbone=loaded), as_json)
+    _show_manifest(attach_branch(open_bundle(bundle), branch, backbone=loaded), as_json=as_json)
 
 
 @app.command()
@@ -179,18 +187,21 @@ def replace(
     from trunkline.bundle.store import open_bundle
 
     loaded = None if backbone is None else _load_backbone(backbone)
-    _show_manifest(replace_branch(open_bundle(bundle), branch, backbone=loaded), as_json)
+    _show_manifest(replace_branch(open_bundle(bundle), branch, backbone=loaded), as_json=as_json)
 
 
 @app.command()
 def detach(
-    bundle: BundleArgument, task: Annotated[str, typer.Argument(help="Name of the task.")], *, as_json: JsonOption = False
+    bundle: BundleArgument,
+    task: Annotated[str, typer.Argument(help="Name of the task.")],
+    *,
+    as_json: JsonOption = False,
 ) -> None:
     """Remove a task from a bundle; the other tasks stay as they are."""
     from trunkline.bundle.merge import detach as detach_task
     from trunkline.bundle.store import open_bundle
 
-    _show_manifest(detach_task(open_bundle(bundle), task), as_json)
+    _show_manifest(detach_task(open_bundle(bundle), task), as_json=as_json)
 
 
 @app.command()
@@ -198,7 +209,7 @@ def inspect(bundle: BundleArgument, *, as_json: JsonOption = False) -> None:
     """Show trunk, branches and what they cost."""
     from trunkline.bundle.store import open_bundle
 
-    _show_manifest(open_bundle(bundle).manifest, as_json)
+    _show_manifest(open_bundle(bundle).manifest, as_json=as_json)
 
 
 @app.command()
@@ -210,7 +221,9 @@ def verify(bundle: BundleArgument, *, as_json: JsonOption = False) -> None:
     if as_json:
         _print_json(report)
     else:
-        typer.echo(f"{bundle}: {len(report.tasks)} tasks verified, largest logit difference {report.largest_difference:.1e}")
+        typer.echo(
+            f"{bundle}: {len(report.tasks)} tasks verified, largest logit difference {report.largest_difference:.1e}"
+        )
 
 
 @app.command()
@@ -234,15 +247,13 @@ def evaluate(
     bundle: BundleArgument,
     tasks: TaskFiles,
     *,
-    part: Annotated[str, typer.Option(help="train, dev or test.")] = "dev",
+    part: Annotated[Literal["train", "dev", "test"], typer.Option(help="Which rows.")] = "dev",
     as_json: JsonOption = False,
 ) -> None:
     """Measure a bundle's tasks on labelled rows."""
     from trunkline.engine.engine import Engine
     from trunkline.engine.evaluate import evaluate as evaluate_task
 
-    if part not in ("train", "dev", "test"):
-        raise SpecError(f"--part is {part!r}; allowed: train, dev, test")
     engine = Engine.open(bundle)
     results = [evaluate_task(engine, spec, part) for spec in _read_tasks(tasks)]
     if as_json:
@@ -305,12 +316,6 @@ def _load_backbone(name: str) -> Any:
     return load_backbone(name)
 
 
-def _precision(name: str) -> Any:
-    if name not in ("auto", "fp32", "bf16"):
-        raise SpecError(f"--precision is {name!r}; allowed: auto, fp32, bf16")
-    return None if name == "auto" else name
-
-
 def _numbers(text: str, option: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in _names(text))
@@ -333,7 +338,7 @@ def _chunks(values: Iterator[Any], size: int) -> Iterator[list[Any]]:
         yield chunk
 
 
-def _show_manifest(manifest: Any, as_json: bool) -> None:
+def _show_manifest(manifest: Any, *, as_json: bool) -> None:
     if as_json:
         _print_json(manifest)
     else:

@@ -1,0 +1,1 @@
+"""Values, specs, errors and metrics: what every other layer imports."""

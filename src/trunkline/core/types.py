@@ -18,8 +18,8 @@ BatchIds: TypeAlias = Int[np.ndarray, "rows tokens"]
 """int64: padded ids of several rows."""
 BatchMask: TypeAlias = Bool[np.ndarray, "rows tokens"]
 """True where a token is real, False where it is padding."""
-Logits: TypeAlias = Float[np.ndarray, "positions labels"]
-"""float32: one line for each row (or, for tagging, each word); one column for each label."""
+Logits: TypeAlias = Float[np.ndarray, "*positions labels"]
+"""float32: one column for each label; one line for each row or word, or for a single row just its columns."""
 
 Target: TypeAlias = str | float | tuple[str, ...]
 """A class name; a score; class names (multi-label) or one tag for each word (tagging)."""

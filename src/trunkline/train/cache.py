@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import platformdirs
@@ -32,8 +32,8 @@ from trunkline.model.trunk import Trunk
 from trunkline.train.spec import CacheDtype
 
 RECORD = np.dtype([("key", "V16"), ("start", "<i8"), ("n_tokens", "<i4"), ("checksum", "<u4")])
-STORED = {"bfloat16": np.dtype("<u2"), "float32": np.dtype("<f4")}
-TORCH_DTYPE = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+STORED: dict[CacheDtype, np.dtype[Any]] = {"bfloat16": np.dtype("<u2"), "float32": np.dtype("<f4")}
+TORCH_DTYPE: dict[CacheDtype, torch.dtype] = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 FLUSH_BYTES = 64 << 20
 
 
@@ -205,12 +205,17 @@ class ActivationCache:
         for chosen in length_batches([len(row.token_ids) for row in rows], rows_per_batch=32):
             batch = collate([rows[i] for i in chosen], pad_id)
             with torch.inference_mode():
-                hidden = trunk(
-                    torch.from_numpy(batch.token_ids).to(device),
-                    torch.from_numpy(batch.type_ids).to(device),
-                    torch.from_numpy(batch.mask).to(device),
-                    exits=(exit_layer,),
-                )[exit_layer].float().cpu().numpy()
+                hidden = (
+                    trunk(
+                        torch.from_numpy(batch.token_ids).to(device),
+                        torch.from_numpy(batch.type_ids).to(device),
+                        torch.from_numpy(batch.mask).to(device),
+                        exits=(exit_layer,),
+                    )[exit_layer]
+                    .float()
+                    .cpu()
+                    .numpy()
+                )
             for position, i in enumerate(chosen):
                 yield keys[i], hidden[position, : len(rows[i].token_ids)]
             self._on_rows(len(chosen))
@@ -219,7 +224,8 @@ class ActivationCache:
 def _to_stored(values: np.ndarray, dtype: CacheDtype) -> np.ndarray:
     if dtype == "float32":
         return np.ascontiguousarray(values, dtype=STORED[dtype])
-    return torch.from_numpy(np.ascontiguousarray(values)).to(torch.bfloat16).view(torch.uint16).numpy()
+    rounded: np.ndarray = torch.from_numpy(np.ascontiguousarray(values)).to(torch.bfloat16).view(torch.uint16).numpy()
+    return rounded
 
 
 def _record(key: bytes, start: int, n_tokens: int) -> np.ndarray:

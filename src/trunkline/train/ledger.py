@@ -78,8 +78,7 @@ class Ledger:
             return msgspec.json.decode(line, type=RunRecord)
         except msgspec.MsgspecError as error:
             raise TrainingError(
-                f"ledger {self.path} line {number}: not a run record ({error}); "
-                "restore the file or remove the line"
+                f"ledger {self.path} line {number}: not a run record ({error}); restore the file or remove the line"
             ) from error
 
 

@@ -5,6 +5,7 @@ the ledger, so a pipeline that was killed goes on where it stopped.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -153,9 +154,7 @@ class _Runs:
                 ]
         return specs
 
-    def _student_spec(
-        self, teacher: Candidate, exit_layer: int, own_layers: int, *, seed: int, init: Init
-    ) -> RunSpec:
+    def _student_spec(self, teacher: Candidate, exit_layer: int, own_layers: int, *, seed: int, init: Init) -> RunSpec:
         return RunSpec(
             **self._shared(seed),
             arm="student",
@@ -176,7 +175,7 @@ class _Runs:
             hyperparameters=hyperparameters,
         )
 
-    def _shared(self, seed: int) -> dict:
+    def _shared(self, seed: int) -> dict[str, Any]:
         return {
             "task": self.task.spec.name,
             "task_digest": self.task.task_digest,

@@ -1,6 +1,7 @@
 """Progress of training runs on a terminal."""
 
 from types import TracebackType
+from typing import Self
 
 from accelerate import Accelerator
 from rich.console import Console
@@ -28,7 +29,7 @@ class RunProgress:
         self._rows: TaskID | None = None
         self._n_steps = 0
 
-    def __enter__(self) -> "RunProgress":
+    def __enter__(self) -> Self:
         """Start drawing."""
         self._bars.start()
         return self
