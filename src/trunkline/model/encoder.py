@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from trunkline.core.errors import SpecError
 from trunkline.model.config import Activation, EncoderConfig
-from trunkline.model.shapes import AttentionBiasValues, HiddenStates, Mask, RowIds
+from trunkline.model.shapes import AttentionBiasValues, HiddenStates, Mask, QueryStates, RowIds
 from trunkline.model.tensors import check_tensors
 
 ACTIVATIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {
@@ -120,7 +120,7 @@ class Attention(nn.Module):
         self.output = nn.Linear(config.width, config.width)
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
 
-    def forward(self, queries: HiddenStates, hidden: HiddenStates, bias: AttentionBiasValues) -> HiddenStates:
+    def forward(self, queries: QueryStates, hidden: HiddenStates, bias: AttentionBiasValues) -> QueryStates:
         """Let ``queries`` look at ``hidden``; returns one state for each query."""
         mixed = F.scaled_dot_product_attention(
             self._split(self.query(queries)),
@@ -167,7 +167,7 @@ class EncoderLayer(nn.Module):
         )
         self.dropout = nn.Dropout(config.hidden_dropout)
 
-    def forward(self, hidden: HiddenStates, bias: AttentionBiasValues, *, n_queries: int | None = None) -> HiddenStates:
+    def forward(self, hidden: HiddenStates, bias: AttentionBiasValues, *, n_queries: int | None = None) -> QueryStates:
         """Run the layer.
 
         Args:

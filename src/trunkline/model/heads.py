@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from trunkline.core.specs import Kind, Pooling
-from trunkline.model.shapes import HiddenStates, Mask, RowLogits, TokenLogits
+from trunkline.model.shapes import HiddenStates, Mask, QueryStates, RowLogits, TokenLogits
 
 HEAD_STD = 0.02
 
@@ -21,7 +21,7 @@ class ClsHead(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.output = nn.Linear(width, n_outputs)
 
-    def forward(self, hidden: HiddenStates, mask: Mask) -> RowLogits:
+    def forward(self, hidden: QueryStates, mask: Mask) -> RowLogits:
         """Logits of each row; ``hidden`` may hold the first token alone."""
         del mask
         logits: Tensor = self.output(self.dropout(torch.tanh(self.pooler(hidden[:, 0]))))

@@ -14,7 +14,7 @@ from trunkline.model.decode import check_logits, decode, word_tags
 Answer: TypeAlias = str | float | tuple[str, ...]
 """A class name; a score; the labels of a multi-label row, or one tag for each word."""
 
-AnswerT = TypeVar("AnswerT", bound=Answer)
+AnswerT = TypeVar("AnswerT")
 
 
 def answer(logits: np.ndarray, branch: BranchSpec, positions: np.ndarray | None = None) -> Answer:

@@ -11,6 +11,8 @@ Mask: TypeAlias = Bool[Tensor, "rows tokens"]
 """True where a token is real, False where it is padding."""
 HiddenStates: TypeAlias = Float[Tensor, "rows tokens width"]
 """What a layer reads and writes."""
+QueryStates: TypeAlias = Float[Tensor, "rows queries width"]
+"""States of the leading tokens alone, or of all."""
 AttentionBiasValues: TypeAlias = Float[Tensor, "rows _ _ tokens"]
 """Added to the attention scores; heads and queries may be 1 and are then broadcast."""
 RowLogits: TypeAlias = Float[Tensor, "rows outputs"]

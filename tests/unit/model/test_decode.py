@@ -127,7 +127,7 @@ def test_nan_tags_are_refused() -> None:
         decode_tags(tag_logits("O", "B-day") * np.nan, TAGS)
 
 
-@pytest.mark.parametrize("shape", [(2,), (1, 3), ()])
+@pytest.mark.parametrize("shape", [(2,), (1, 3), (1, 1, 3)])
 def test_logits_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(DataError, match="1 axes are needed, the last of 3"):
         decode(np.zeros(shape, dtype=np.float32), branch_of(), EXAMPLE, None)
