@@ -36,6 +36,10 @@ def test_light_modules_import_no_heavy_library() -> None:
 def test_source_is_short_enough_to_hold_in_the_head(path: Path) -> None:
     source = path.read_text("utf-8")
     functions = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
-    long = [f"{f.name}: {f.end_lineno - f.lineno + 1} lines" for f in functions if f.end_lineno - f.lineno > MAX_FUNCTION_LINES]
+    long = [
+        f"{f.name}: {f.end_lineno - f.lineno + 1} lines"
+        for f in functions
+        if f.end_lineno - f.lineno > MAX_FUNCTION_LINES
+    ]
     assert long == []
     assert source.count("\n") <= 400
