@@ -20,6 +20,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # help in boxes would cost the import of rich and two thirds of the time that --help takes
 )
 
 BundleArgument = Annotated[Path, typer.Argument(help="Folder of the bundle.")]
