@@ -1,0 +1,280 @@
+"""first-light: full fine-tuning, partial fine-tuning, students and the merged bundle, on real data with MiniLM.
+
+Every arm gets the same budget: two trials on the first seed (full: two learning rates; partial: two numbers of
+layers, at the preset's rate), chosen on the selection slice of train; the winner is then run on the other seeds. Dev is
+only reported on. Runs go through the ledger, so that a benchmark that was stopped goes on where it was.
+"""
+
+import multiprocessing
+import shutil
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import msgspec
+import numpy as np
+import platformdirs
+import torch
+
+from benchmarks.harness import DATA, RESULTS, Benchmark, Measured
+from trunkline.bundle.manifest import layer_cost
+from trunkline.bundle.merge import merge
+from trunkline.core.errors import DataError
+from trunkline.core.specs import DataSpec, InputForm, Kind, Metric, TaskSpec
+from trunkline.data.read import read_part
+from trunkline.engine.engine import Engine
+from trunkline.engine.evaluate import evaluate
+from trunkline.engine.verify import verify
+from trunkline.model.backbone import Backbone, load_backbone
+from trunkline.train.cache import ActivationCache, default_cache_root
+from trunkline.train.candidates import candidates_of
+from trunkline.train.device import make_accelerator
+from trunkline.train.ledger import Ledger
+from trunkline.train.pipeline import train_task
+from trunkline.train.plan import plan_runs, write_plan
+from trunkline.train.run import Workbench
+from trunkline.train.spec import PRESETS, Preset, RunRecord, TrainRequest
+
+FULL_RATES = (1e-4, 2e-4)
+PARTIAL_LAYERS = (3, 4)
+STUDENT_LAYERS = (1, 2, 3)
+MIN_GAIN = 1.0
+N_COMPARED = 64
+N_WORKERS = 2
+MAX_METRIC_DIFFERENCE = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Set:
+    """A data set as this benchmark uses it."""
+
+    name: str
+    kind: Kind
+    metric: Metric
+    max_train_rows: int | None
+    seeds: tuple[int, ...] = (0, 1, 2)
+    input: InputForm = "text"
+    max_length: int = 64
+
+    def task(self, folder: Path) -> TaskSpec:
+        """The task file's content."""
+        return TaskSpec(
+            name=self.name,
+            kind=self.kind,
+            input=self.input,
+            metric=self.metric,
+            max_length=self.max_length,
+            pooling="mean",
+            data=DataSpec(
+                train=str(folder / self.name / "train.jsonl.gz"),
+                dev=str(folder / self.name / "dev.jsonl.gz"),
+                max_train_rows=self.max_train_rows,
+            ),
+        )
+
+
+# Cheapest first, so that whatever stops the run leaves the most tasks done.
+SETS = (
+    Set("snips_intent", "classification", "accuracy", 1500),
+    Set("snips_slots", "tagging", "span_f1", 1500),
+    Set("glue_cola", "classification", "matthews", 3000),
+    Set("btc_ner", "tagging", "span_f1", 1800),
+    Set("emotion", "classification", "f1_macro", 2500),
+    Set("glue_stsb", "regression", "pearson", 2000, input="pair", max_length=96),
+    Set("glue_mrpc", "classification", "accuracy", 2000, input="pair", max_length=128),
+    Set("glue_rte", "classification", "accuracy", 1500, input="pair", max_length=128),
+    Set("goemotions", "multilabel", "f1_micro", 6000),
+)
+QUICK_SETS = (replace(SETS[0], max_train_rows=600, seeds=(0,)), replace(SETS[1], max_train_rows=600, seeds=(0,)))
+
+
+def measure(*, quick: bool) -> Measured:
+    """Run every set and merge the planned branches.
+
+    Args:
+        quick: Two small sets, one seed; ends within 3 minutes on 2 cores.
+
+    Raises:
+        DataError: The data sets are not beside the checkout.
+    """
+    if not DATA.is_dir():
+        raise DataError(f"data folder {str(DATA)!r} is not there; put the data sets beside the checkout")
+    sets = QUICK_SETS if quick else SETS
+    name = "first-light-quick" if quick else "first-light"
+    folder = platformdirs.user_cache_path("trunkline") / "benchmarks" / name
+    if quick:
+        shutil.rmtree(folder, ignore_errors=True)
+    backbone = load_backbone("minilm")
+    rows: list[dict[str, Any]] = []
+    # Processes with one thread each: two threads in one process wait for each other whenever the machine is shared.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(N_WORKERS, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        for row in pool.map(_measure_set, sets, [folder / "runs"] * len(sets)):
+            rows.append(row)
+            print(f"{row['task']}: full {row['full']['mean']:.1f}, partial {row['partial']['mean']:.1f}", flush=True)
+            if not quick:
+                shutil.copyfile(folder / "runs" / "ledger.jsonl", RESULTS / "first-light.ledger.jsonl")
+    merged = _merge_and_compare(folder, backbone, sets)
+    for row in rows:
+        row["merged"] = merged["tasks"][row["task"]]
+    figures = {
+        "tasks": float(len(rows)),
+        "seeds_min": float(min(len(each.seeds) for each in sets)),
+        "full_average": fmean(row["full"]["mean"] for row in rows),
+        "partial_average": fmean(row["partial"]["mean"] for row in rows),
+        "student3_average": fmean(row["students"]["3"]["mean"] for row in rows),
+        "merged_average": fmean(row["merged"]["dev_metric"] for row in rows),
+        "merged_equals_student": float(merged["equal"]),
+        "layer_cost": float(merged["layer_cost"]),
+        "single_task_layers": float(merged["single_task_layers"]),
+    }
+    return Measured(figures=figures, details={"protocol": _protocol(), "tasks": rows, "merged": merged})
+
+
+def _measure_set(each: Set, runs: Path) -> dict[str, Any]:
+    task = each.task(DATA)
+    bench = Workbench.build(
+        load_backbone("minilm"), Ledger(runs), ActivationCache(default_cache_root()), accelerator=make_accelerator()
+    )
+    first, rest = each.seeds[:1], each.seeds[1:]
+    base = TrainRequest(layers=(), student_layers=())
+    request = msgspec.structs.replace
+    trials = [
+        train_task(bench, task, request(base, full=True, seeds=first, preset=_full_at(rate)))[0] for rate in FULL_RATES
+    ]
+    best_full = max(trials, key=lambda record: record.selection_metric)
+    rate = best_full.spec.hyperparameters.learning_rate
+    full = [best_full]
+    if rest:
+        full += train_task(bench, task, request(base, full=True, seeds=rest, preset=_full_at(rate)))
+    partial_trials = train_task(bench, task, request(base, layers=PARTIAL_LAYERS, seeds=first))
+    # Ties go to the fewest layers.
+    best = min(partial_trials, key=lambda record: (-record.selection_metric, record.spec.own_layers))
+    layers = best.spec.own_layers
+    records = train_task(bench, task, request(base, layers=(layers,), seeds=each.seeds, student_layers=STUDENT_LAYERS))
+    partial = [record for record in records if record.spec.arm == "partial"]
+    students = [record for record in records if record.spec.arm == "student"]
+    return {
+        "task": each.name,
+        "set": asdict(each),
+        "full": _summary(full) | {"learning_rate": rate},
+        "partial": _summary(partial) | {"own_layers": layers, "exit_layer": best.spec.exit_layer},
+        "trials": [_trial(record) for record in (*trials, *partial_trials)],
+        "students": {
+            str(n): _summary([record for record in students if record.spec.own_layers == n]) for n in STUDENT_LAYERS
+        },
+    }
+
+
+def _full_at(rate: float) -> Preset:
+    replaced = msgspec.structs.replace
+    default = PRESETS["default"]
+    return replaced(default, full=replaced(default.full, learning_rate=rate))
+
+
+def _summary(records: Sequence[RunRecord]) -> dict[str, Any]:
+    (candidate,) = candidates_of(records)
+    return {
+        "mean": candidate.dev_mean,
+        "spread": candidate.dev_spread,
+        "max": candidate.dev_max,
+        "dev_metrics": candidate.dev_metrics,
+        "selection_metrics": candidate.selection_metrics,
+        "seeds": candidate.seeds,
+        "n_train_rows": records[0].n_train_rows,
+        "n_truncated": records[0].n_truncated,
+        "n_unseen_labels": records[0].n_unseen_labels,
+        "seconds_each": [round(record.seconds, 1) for record in records],
+        "cache_seconds": round(sum(record.cache_seconds for record in records), 1),
+    }
+
+
+def _trial(record: RunRecord) -> dict[str, Any]:
+    return {
+        "arm": record.spec.arm,
+        "own_layers": record.spec.own_layers,
+        "learning_rate": record.spec.hyperparameters.learning_rate,
+        "selection_metric": record.selection_metric,
+        "dev_metric": record.dev_metric,
+        "seconds": round(record.seconds, 1),
+    }
+
+
+def _merge_and_compare(folder: Path, backbone: Backbone, sets: Sequence[Set]) -> dict[str, Any]:
+    plan = plan_runs(folder / "runs", min_gain=MIN_GAIN, tasks=[each.name for each in sets])
+    write_plan(plan, folder / "plan.json")
+    shutil.rmtree(folder / "bundle", ignore_errors=True)
+    branches = [Path(task.branch) for task in plan.tasks]
+    bundle = merge(branches, backbone, folder / "bundle", digests=[task.branch_digest for task in plan.tasks])
+    verify(bundle.path)
+    engine = Engine.open(bundle.path)
+    tasks = {}
+    for each in sets:
+        planned = next(task for task in plan.tasks if task.task == each.name)
+        record = Ledger(folder / "runs").get(planned.run_id)
+        own = evaluate(engine, each.task(DATA), "dev")
+        tasks[each.name] = {
+            "exit_layer": planned.exit_layer,
+            "own_layers": planned.own_layers,
+            "reason": planned.reason,
+            "dev_metric": own.points,
+            "recorded_dev_metric": record.dev_metric,
+            "equal_in_bits": _equal_in_bits(engine, each, Path(planned.branch), folder, backbone),
+        }
+    return {
+        "tasks": tasks,
+        "equal": all(
+            t["equal_in_bits"] and abs(t["dev_metric"] - t["recorded_dev_metric"]) < 0.05 for t in tasks.values()
+        ),
+        "layer_cost": layer_cost(bundle.manifest),
+        "single_task_layers": plan.single_task_layers,
+        "trunk_depth": plan.trunk_depth,
+    }
+
+
+def _equal(task: dict[str, Any]) -> bool:
+    # Trainer and engine batch dev differently, so a row whose two best labels tie may fall to either side.
+    return bool(task["equal_in_bits"]) and abs(task["dev_metric"] - task["recorded_dev_metric"]) < MAX_METRIC_DIFFERENCE
+
+
+def _equal_in_bits(engine: Engine, each: Set, branch: Path, folder: Path, backbone: Backbone) -> bool:
+    """Whether merged and single-task model give the same bits for the same batches of dev rows."""
+    rows = read_part(each.task(DATA), "dev")[:N_COMPARED]
+    alone = folder / "alone"
+    shutil.rmtree(alone, ignore_errors=True)
+    single = Engine.open(merge([branch], backbone, alone).path)
+    pairs = zip(engine.logits(rows, each.name), single.logits(rows, each.name), strict=True)
+    return all(np.array_equal(merged, own) for merged, own in pairs)
+
+
+def _protocol() -> dict[str, Any]:
+    return {
+        "backbone": "all-MiniLM-L6-v2 (6 layers, width 384)",
+        "trials_per_arm": 2,
+        "full_learning_rates": FULL_RATES,
+        "partial_layers": PARTIAL_LAYERS,
+        "preset": msgspec.to_builtins(PRESETS["default"]),
+        "selection": "10% of the train rows, at least 300; dev only reported",
+        "min_gain": MIN_GAIN,
+        "pooling": "mean",
+        "workers": N_WORKERS,
+        "threads_per_worker": 1,
+    }
+
+
+def report(path: Path) -> None:
+    """Print the table of a written result."""
+    from benchmarks.first_light_report import write_page
+
+    write_page(path)
+
+
+BENCHMARK = Benchmark(
+    name="first-light",
+    purpose="full, partial, students and the merged bundle on nine real tasks with MiniLM",
+    measure=measure,
+    after=report,
+)
