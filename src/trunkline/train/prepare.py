@@ -77,7 +77,7 @@ class PreparedTask:
     @property
     def task_digest(self) -> str:
         """Digest of what the task is, wherever its files lie."""
-        return spec_digest(msgspec.structs.replace(self.spec, data=DataSpec(), labels=self.labels))
+        return spec_digest(msgspec.structs.replace(self.spec, data=DataSpec(), labels=self.labels or None))
 
 
 def prepare(task: TaskSpec, tokenizer: Tokenizer, *, selection: Selection) -> PreparedTask:
@@ -119,7 +119,7 @@ def prepare(task: TaskSpec, tokenizer: Tokenizer, *, selection: Selection) -> Pr
         dev=reported,
         score_mean=mean,
         score_std=std,
-        data_digest=_digest(parts),
+        data_digest=_digest(parts, scale=(mean, std)),
         n_rows=sum(len(part) for part in set(parts.values())),
         n_truncated=sum(row.truncated for part in set(parts.values()) for row in part.rows),
         n_unseen_labels=0 if dev is None else sum(unseen_labels(labels, dev).values()),
@@ -175,8 +175,11 @@ def _score_scale(task: TaskSpec, train: Sequence[Example]) -> tuple[float, float
     return float(scores.mean()), float(scores.std())
 
 
-def _digest(parts: Mapping[str, Split]) -> str:
+def _digest(parts: Mapping[str, Split], *, scale: tuple[float, float]) -> str:
     digest = hashlib.sha256()
+    if scale != (0.0, 1.0):
+        # Standardized scores are the same in every unit; the answers are not.
+        digest.update(f"scale {scale}\n".encode())
     for name, part in parts.items():
         digest.update(f"{name} {len(part)}\n".encode())
         for row, target in zip(part.rows, part.targets, strict=True):
