@@ -15,6 +15,7 @@ import os
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -53,7 +54,7 @@ class CachedRows:
     """Some rows of a store, in the order asked for; a view of the file, not a copy.
 
     Attributes:
-        states: (tokens of the whole store, width), memory-mapped; bfloat16 is held as its 16 bits.
+        states: (tokens up to the last of these rows, width), memory-mapped; bfloat16 is held as its 16 bits.
         starts: (rows,) int64, first token of each row.
         lengths: (rows,) int64, tokens of each row.
         dtype: What ``states`` holds.
@@ -87,22 +88,34 @@ class ActivationStore:
     """States after one exit of one trunk, in one dtype.
 
     Args:
-        folder: The store's folder; made when missing.
+        folder: The store's folder; made by `lock`.
         width: Of the hidden states.
         dtype: What is stored.
     """
 
     def __init__(self, folder: Path, *, width: int, dtype: CacheDtype) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         self.states_path = folder / "states.bin"
         self.index_path = folder / "rows.idx"
         self.width = width
         self.dtype = dtype
         self._token_bytes = width * STORED[dtype].itemsize
 
-    def lock(self) -> FileLock:
-        """Held by the one process that appends."""
-        return FileLock(f"{self.index_path}.lock")
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Held by the one process that appends; the folder is made when missing.
+
+        Raises:
+            TrainingError: The folder cannot be written, or the disk is full; what was there stays whole.
+        """
+        try:
+            self.index_path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{self.index_path}.lock"):
+                yield
+        except OSError as error:
+            raise TrainingError(
+                f"activation cache {self.states_path.parent}: cannot be written ({error.strerror or error}); "
+                "free space, or set TRUNKLINE_CACHE to another folder"
+            ) from error
 
     def index(self) -> dict[bytes, tuple[int, int]]:
         """Key -> (first token, token count) of every whole row."""
@@ -120,40 +133,31 @@ class ActivationStore:
         return rows
 
     def append(self, rows: Iterable[tuple[bytes, np.ndarray]]) -> None:
-        """Add rows under the lock: (key, states (tokens, width) float32); states first, then their records.
-
-        Raises:
-            TrainingError: The disk is full or cannot be written; what was there stays whole.
-        """
+        """Add rows that are not there, under the lock: (key, states (tokens, width) float32); states, then records."""
         known = self.index()
         n_tokens = max((start + count for start, count in known.values()), default=0)
-        try:
-            with self.states_path.open("ab") as states, self.index_path.open("ab") as index:
-                states.truncate(n_tokens * self._token_bytes)
-                index.truncate(len(known) * RECORD.itemsize)
-                pending: list[np.ndarray] = []
-                flushed = n_tokens
-                for key, values in rows:
-                    states.write(_to_stored(values, self.dtype).tobytes())
-                    pending.append(_record(key, n_tokens, len(values)))
-                    n_tokens += len(values)
-                    if (n_tokens - flushed) * self._token_bytes > FLUSH_BYTES:
-                        _flush(states, index, pending)
-                        pending, flushed = [], n_tokens
-                _flush(states, index, pending)
-        except OSError as error:
-            raise TrainingError(
-                f"activation cache {self.states_path.parent}: cannot be written ({error.strerror}); "
-                "free space, or set TRUNKLINE_CACHE to another folder"
-            ) from error
+        with self.states_path.open("ab") as states, self.index_path.open("ab") as index:
+            states.truncate(n_tokens * self._token_bytes)
+            index.truncate(len(known) * RECORD.itemsize)
+            pending: list[np.ndarray] = []
+            flushed = n_tokens
+            for key, values in rows:
+                states.write(_to_stored(values, self.dtype).tobytes())
+                pending.append(_record(key, n_tokens, len(values)))
+                n_tokens += len(values)
+                if (n_tokens - flushed) * self._token_bytes > FLUSH_BYTES:
+                    _flush(states, index, pending)
+                    pending, flushed = [], n_tokens
+            _flush(states, index, pending)
 
     def view(self, keys: Sequence[bytes]) -> CachedRows:
         """The rows of these keys, all of which must be there."""
         index = self.index()
         places = np.array([index[key] for key in keys], dtype=np.int64).reshape(-1, 2)
         # Copy-on-write, because torch wants writable memory; nothing writes to it.
-        states: np.ndarray = np.memmap(self.states_path, dtype=STORED[self.dtype], mode="c")
-        states = states[: states.size // self.width * self.width].reshape(-1, self.width)
+        # Only whole rows are mapped: a kill may have left part of a number behind them.
+        shape = (int(places.sum(axis=1).max(initial=0)), self.width)
+        states: np.ndarray = np.memmap(self.states_path, dtype=STORED[self.dtype], mode="c", shape=shape)
         return CachedRows(states=states, starts=places[:, 0], lengths=places[:, 1], dtype=self.dtype)
 
 
