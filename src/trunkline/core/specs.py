@@ -239,7 +239,7 @@ def decode_spec(text: bytes, spec_type: type[SpecT], subject: str) -> SpecT:
     """Decode JSON into a spec; errors as in `convert_spec`."""
     try:
         value = msgspec.json.decode(text)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise SpecError(f"{subject}: not valid JSON ({error}); restore the file") from error
     return convert_spec(value, spec_type, subject)
 

@@ -12,7 +12,8 @@ from trunkline.core.specs import Calibration, Spec, TaskSpec
 from trunkline.data.read import read_part
 from trunkline.data.split import selection_slice
 from trunkline.engine.engine import Engine
-from trunkline.model.calibration import fit_calibration
+from trunkline.engine.evaluate import check_same_task
+from trunkline.model.calibration import check_kind, fit_calibration
 from trunkline.model.score import answer, score_predictions
 
 
@@ -45,12 +46,15 @@ def calibrate(path: Path, task: TaskSpec) -> Calibrated:
 
     Raises:
         UnknownNameError: The bundle has no such task.
+        SpecError: The task file speaks of another kind of task than the branch.
         DataError: The rows are wrong, or the kind has nothing to calibrate.
     """
     bundle = open_bundle(path)
     if task.name not in bundle.manifest.tasks:
         raise UnknownNameError(f"task {task.name!r}: not in {path}; {nearest_hint(task.name, bundle.manifest.tasks)}")
     stored = bundle.branch(task.name)
+    check_same_task(stored.spec, task)
+    check_kind(stored.spec)
     rows = selection_slice(read_part(task, "train"))[1]
     logits = Engine.open(path).logits(rows, task.name)
     fitted = fit_calibration(stored.spec, logits, rows)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from trunkline.core.errors import SpecError
-from trunkline.core.specs import Metric, TaskSpec
+from trunkline.core.specs import BranchSpec, Metric, TaskSpec
 from trunkline.data.labels import unseen_labels
 from trunkline.data.read import Part, read_part
 from trunkline.engine.engine import Engine
@@ -33,6 +33,19 @@ class Evaluation:
     n_unseen_labels: int
 
 
+def check_same_task(branch: BranchSpec, task: TaskSpec) -> None:
+    """Refuse a task file that speaks of another kind of task than the branch.
+
+    Raises:
+        SpecError: Kind or input differ.
+    """
+    if (task.kind, task.input) != (branch.kind, branch.input):
+        raise SpecError(
+            f"task {task.name!r}: the task file says {task.kind} of {task.input}; the branch is {branch.kind} of "
+            f"{branch.input}; use the task file that the branch was trained from"
+        )
+
+
 def evaluate(engine: Engine, task: TaskSpec, part: Part) -> Evaluation:
     """Judge one task of a bundle by the branch's metric.
 
@@ -47,11 +60,7 @@ def evaluate(engine: Engine, task: TaskSpec, part: Part) -> Evaluation:
         DataError: The data is wrong.
     """
     branch = engine.spec(task.name)
-    if (task.kind, task.input) != (branch.kind, branch.input):
-        raise SpecError(
-            f"task {task.name!r}: the task file says {task.kind} of {task.input}; the branch is {branch.kind} of "
-            f"{branch.input}; use the task file that the branch was trained from"
-        )
+    check_same_task(branch, task)
     examples = read_part(task, part)
     return Evaluation(
         task=task.name,

@@ -12,6 +12,19 @@ TEMPERATURE_RANGE = (0.05, 20.0)
 THRESHOLDS = np.round(np.arange(0.05, 0.951, 0.05), 2)
 
 
+def check_kind(branch: BranchSpec) -> None:
+    """Refuse a branch that has no probabilities.
+
+    Raises:
+        DataError: The kind has nothing to calibrate.
+    """
+    if branch.kind not in ("classification", "multilabel"):
+        raise DataError(
+            f"task {branch.task!r}: a {branch.kind} branch has no probabilities to calibrate; "
+            "calibrate classification and multilabel tasks"
+        )
+
+
 def fit_calibration(branch: BranchSpec, logits: Sequence[np.ndarray], examples: Sequence[Example]) -> Calibration:
     """Fit temperature and, for multi-label tasks, a threshold for each label.
 
@@ -27,11 +40,7 @@ def fit_calibration(branch: BranchSpec, logits: Sequence[np.ndarray], examples: 
     Raises:
         DataError: The kind has nothing to calibrate, or no row has a label that the branch knows.
     """
-    if branch.kind not in ("classification", "multilabel"):
-        raise DataError(
-            f"task {branch.task!r}: a {branch.kind} branch has no probabilities to calibrate; "
-            "calibrate classification and multilabel tasks"
-        )
+    check_kind(branch)
     index = {label: i for i, label in enumerate(branch.labels)}
     targets = np.zeros((len(examples), len(index)), dtype=np.float64)
     for row, example in enumerate(examples):

@@ -92,7 +92,8 @@ def best_partial(candidates: Sequence[Candidate]) -> Candidate:
     partial = [candidate for candidate in candidates if candidate.arm == "partial"]
     if not partial:
         raise SpecError("no partial fine-tuning was run; students need a teacher, so ask for at least one of --layers")
-    return min(partial, key=lambda c: (-c.selection_mean, c.own_layers))
+    # Means that differ by a binary fraction alone are ties.
+    return min(partial, key=lambda c: (-round(c.selection_mean, 9), c.own_layers))
 
 
 def _identity(c: Candidate) -> tuple[str, Arm, int, int, Pooling, Init]:
@@ -100,13 +101,15 @@ def _identity(c: Candidate) -> tuple[str, Arm, int, int, Pooling, Init]:
 
 
 def _without_seed(spec: RunSpec) -> str:
-    # Students of one candidate may have different label teachers: each seed's teacher is the best at its time.
+    # Students of one candidate may have different label teachers: the best one at the time of each call.
     fields = {name: getattr(spec, name) for name in spec.__struct_fields__ if name not in ("seed", "label_teacher")}
     return spec_digest(fields)
 
 
 def _candidate(group: Sequence[RunRecord]) -> Candidate:
-    ordered = sorted(group, key=lambda record: record.spec.seed)
+    # A seed counts once, with its latest run: it may have been taught by two teachers.
+    latest = {record.spec.seed: record for record in group}
+    ordered = [latest[seed] for seed in sorted(latest)]
     chosen = max(ordered, key=lambda record: record.selection_metric)
     spec = chosen.spec
     return Candidate(

@@ -6,6 +6,9 @@ from typing import Literal, TypeAlias
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+from trunkline.core.errors import MissingDependencyError, UnknownNameError, nearest_hint
 
 Precision: TypeAlias = Literal["fp32", "bf16"]
 
@@ -26,8 +29,14 @@ def make_accelerator(
     Args:
         precision: None takes `best_precision`.
         trackers: Names that accelerate knows, for example ``tensorboard``; none by default.
-        log_dir: Where trackers that write files write.
+        log_dir: Where trackers that write files write; trackers need it.
+
+    Raises:
+        UnknownNameError: Accelerate knows no such tracker.
+        MissingDependencyError: The tracker's package is not installed; accelerate would go on without it.
     """
+    for name in trackers:
+        _check_tracker(name)
     accelerator = Accelerator(
         mixed_precision="bf16" if (precision or best_precision()) == "bf16" else "no",
         log_with=list(trackers) or None,
@@ -36,6 +45,13 @@ def make_accelerator(
     if trackers:
         accelerator.init_trackers("trunkline")
     return accelerator
+
+
+def _check_tracker(name: str) -> None:
+    if name not in LOGGER_TYPE_TO_CLASS:
+        raise UnknownNameError(f"tracker {name!r}: is not known; {nearest_hint(name, LOGGER_TYPE_TO_CLASS)}")
+    if name not in {str(found) for found in get_available_trackers()}:
+        raise MissingDependencyError(f"tracker {name!r}: its package is not installed; run `pip install {name}`")
 
 
 def _cpu_flags() -> frozenset[str]:

@@ -5,6 +5,8 @@ not a record: readers pass over it, and the next writer cuts it off.
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -18,7 +20,7 @@ class Ledger:
     """Records of finished runs in ``FOLDER/ledger.jsonl``.
 
     Args:
-        folder: The runs folder; made when missing.
+        folder: The runs folder; made by the first write.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -37,33 +39,48 @@ class Ledger:
         return [self._decode(line, number) for number, line in enumerate(lines[:-1], start=1) if line]
 
     def find(self, spec: RunSpec) -> RunRecord | None:
-        """The record of an equal spec whose branch is still there, or None."""
+        """The latest record of an equal spec whose branch is still there, or None."""
         run_id = spec.run_id
-        for record in self.records():
+        for record in reversed(self.records()):
             if record.run_id == run_id and (record.branch_digest is None or self.branch_folder(run_id).is_dir()):
                 return record
         return None
 
     def get(self, run_id: str) -> RunRecord:
-        """The record with this id.
+        """The latest record with this id; a run whose branch was removed is run, and recorded, again.
 
         Raises:
             TrainingError: There is none.
         """
-        for record in self.records():
+        for record in reversed(self.records()):
             if record.run_id == run_id:
                 return record
         raise TrainingError(f"run {run_id!r} is not in {self.path}; run `trunkline train` again")
 
+    def make_folder(self) -> None:
+        """Make the folder, so that what cannot be written is refused before a run and not after it.
+
+        Raises:
+            TrainingError: It cannot be made or written.
+        """
+        with self._writing():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.path.open("ab").close()
+
     def append(self, record: RunRecord) -> None:
-        """Add one record; it is on disk when this returns."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{self.path}.lock"), self.path.open("a+b") as file:
-            _cut_torn_line(file.fileno())
-            file.seek(0, os.SEEK_END)
-            file.write(msgspec.json.encode(record) + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        """Add one record; it is on disk when this returns.
+
+        Raises:
+            TrainingError: It cannot be written; a part of a line that is left is not read and cut off later.
+        """
+        with self._writing():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{self.path}.lock"), self.path.open("a+b") as file:
+                _cut_torn_line(file.fileno())
+                file.seek(0, os.SEEK_END)
+                file.write(msgspec.json.encode(record) + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
 
     def run_folder(self, run_id: str) -> Path:
         """Where a run's files lie."""
@@ -73,10 +90,20 @@ class Ledger:
         """Where a run's branch lies, in the same form as inside a bundle."""
         return self.run_folder(run_id) / "branch"
 
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise TrainingError(
+                f"ledger {self.path}: cannot be written ({error.strerror or error}); "
+                "free space, or choose another folder"
+            ) from error
+
     def _decode(self, line: bytes, number: int) -> RunRecord:
         try:
             return msgspec.json.decode(line, type=RunRecord)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise TrainingError(
                 f"ledger {self.path} line {number}: not a run record ({error}); restore the file or remove the line"
             ) from error

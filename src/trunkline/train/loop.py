@@ -173,7 +173,9 @@ def fit(
     n_steps = hyper.epochs * math.ceil(len(lesson.split) / hyper.batch_size)
     optimizer = _optimizer(model, hyper)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _warm_up_and_decay(n_steps, hyper.warmup_share))
-    tuned, optimizer = accelerator.prepare(model, optimizer)
+    # accelerator.prepare would keep every model of a long session alive, and would wrap `forward` for good, so that
+    # metrics and golden answers were rounded to bf16: only the steps below are.
+    model.train()
     rng = np.random.default_rng(spec.seed)
     curve = [EpochPoint(epoch=0, train_loss=None, selection_metric=score(model))]
     best_epoch, best_state = 0, _copy_state(model)
@@ -183,9 +185,9 @@ def fit(
             losses = []
             for indices in training_batches(lesson.source.lengths, hyper.batch_size, rng):
                 with accelerator.autocast():
-                    output = tuned(*lesson.source.inputs(indices))
+                    output = model(*lesson.source.inputs(indices))
                 loss = _loss(position_logits(output, lesson.split, indices), lesson, indices, spec.distillation)
-                losses.append(_take_step(loss, tuned, optimizer, accelerator, spec))
+                losses.append(_take_step(loss, model, optimizer, accelerator, spec))
                 schedule.step()
                 reporter.step(losses[-1])
             metric = score(model)
@@ -267,7 +269,7 @@ def _optimizer(model: nn.Module, hyper: Hyperparameters) -> torch.optim.AdamW:
         ],
         betas=(hyper.beta1, hyper.beta2),
         eps=hyper.epsilon,
-        foreach=True,
+        fused=True,
     )
 
 

@@ -47,18 +47,20 @@ def soft_loss(kind: Kind, logits: PositionLogits, teacher: PositionLogits, kd_te
         teacher: (positions, labels) float32, constant.
         kd_temperature: T.
     """
+    n_positions = max(1, len(logits))  # A batch of texts without a single token that a word begins with has none.
     if kind == "regression":
-        return F.mse_loss(logits, teacher)
+        return ((logits - teacher) ** 2).sum() / n_positions
     scale = kd_temperature**2
     student_t, teacher_t = logits / kd_temperature, teacher / kd_temperature
     if kind == "multilabel":
         p = torch.sigmoid(teacher_t)
         entropy = F.binary_cross_entropy(p, p, reduction="none")
         cross = F.binary_cross_entropy_with_logits(student_t, p, reduction="none")
-        return scale * (cross - entropy).mean()
-    return scale * F.kl_div(
-        F.log_softmax(student_t, dim=1), F.log_softmax(teacher_t, dim=1), reduction="batchmean", log_target=True
+        return scale * (cross - entropy).mean(dim=1).sum() / n_positions
+    divergence = F.kl_div(
+        F.log_softmax(student_t, dim=1), F.log_softmax(teacher_t, dim=1), reduction="sum", log_target=True
     )
+    return scale * divergence / n_positions
 
 
 def distillation_loss(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from trunkline.bundle.store import read_branch
-from trunkline.core.errors import SpecError
+from trunkline.core.errors import DigestMismatchError, SpecError
 from trunkline.core.specs import TaskSpec
 from trunkline.model.backbone import Backbone
 from trunkline.train.candidates import Candidate, best_partial, candidates_of
@@ -29,12 +29,16 @@ def check_request(request: TrainRequest, n_layers: int) -> None:
         raise SpecError("train: nothing to do; give at least one of --layers, or --full")
     if not request.seeds:
         raise SpecError("train: no seeds; give at least one")
+    if min(request.seeds) < 0:
+        raise SpecError(f"train: seed {min(request.seeds)} is below 0; give whole numbers from 0")
+    if min(request.student_layers, default=0) < 0:
+        raise SpecError(f"train: --students {min(request.student_layers)} is below 0; give counts of layers")
     for count in request.layers:
         if not 1 <= count <= n_layers:
             raise SpecError(f"train: --layers {count} is outside 1..{n_layers} (backbone has {n_layers} layers)")
     for exit_layer in request.student_exits or ():
         for own_layers in request.student_layers:
-            if exit_layer < 0 or own_layers < 0 or exit_layer + own_layers > n_layers:
+            if exit_layer < 0 or exit_layer + own_layers > n_layers:
                 raise SpecError(
                     f"train: a student of {own_layers} layers at exit layer {exit_layer} does not fit into "
                     f"{n_layers} layers; choose a lower exit or fewer layers"
@@ -58,6 +62,7 @@ def train_task(bench: Workbench, task: TaskSpec, request: TrainRequest) -> list[
         TrainingError: A run failed.
     """
     check_request(request, bench.backbone.config.n_layers)
+    _check_length(task, bench.backbone)
     prepared = prepare(task, bench.backbone.tokenizer, selection=request.selection)
     _tell_about_data(bench, prepared)
     runs = _Runs(bench, prepared, request)
@@ -66,6 +71,8 @@ def train_task(bench: Workbench, task: TaskSpec, request: TrainRequest) -> list[
         records += [runs.full(seed) for seed in request.seeds]
     partial = [runs.partial(layers, seed) for layers in request.layers for seed in request.seeds]
     records += partial
+    if request.student_layers and not partial:
+        bench.reporter.note(f"task {task.name!r}: no students, which need a partially fine-tuned teacher (--layers)")
     if request.student_layers and partial:
         teacher = best_partial(candidates_of(partial))
         bench.reporter.note(
@@ -121,7 +128,13 @@ class _Runs:
 
     def students(self, teacher: Candidate) -> list[RunRecord]:
         found = self.bench.ledger.get(teacher.run_id)
-        stored = read_branch(self.bench.ledger.branch_folder(found.run_id), expected=None)
+        folder = self.bench.ledger.branch_folder(found.run_id)
+        stored = read_branch(folder)
+        if stored.digest != found.branch_digest:
+            raise DigestMismatchError(
+                f"branch {str(folder)!r}: has digest {stored.digest}; {found.branch_digest} is in the ledger; "
+                "it was damaged or changed: remove the folder, and it is trained again"
+            )
         taught: list[np.ndarray] | None = None
         records = []
         for spec in self._student_specs(teacher):
@@ -186,6 +199,14 @@ class _Runs:
             "selection": self.request.selection,
             "cache_dtype": self.request.cache_dtype,
         }
+
+
+def _check_length(task: TaskSpec, backbone: Backbone) -> None:
+    if task.max_length > backbone.config.max_tokens:
+        raise SpecError(
+            f"task {task.name!r}: max_length {task.max_length} is more than the {backbone.config.max_tokens} tokens "
+            f"that backbone {backbone.name!r} has positions for; lower max_length in the task file"
+        )
 
 
 def _tell_about_data(bench: Workbench, task: PreparedTask) -> None:

@@ -1,5 +1,6 @@
 """Choosing one candidate for each task by marginal benefit (paper section 4.2). No torch."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -9,6 +10,7 @@ from trunkline.core.errors import SpecError, UnknownNameError, nearest_hint
 from trunkline.core.specs import Metric, Spec, decode_spec, encode_spec
 from trunkline.train.candidates import Candidate, candidates_of
 from trunkline.train.ledger import Ledger
+from trunkline.train.spec import RunRecord, RunSpec
 
 
 class Priced(Protocol):
@@ -130,10 +132,10 @@ def make_plan(
         branch_folders: Run id -> folder of its branch.
 
     Raises:
-        SpecError: No task has a candidate that can be a branch, or `min_gain` is negative.
+        SpecError: No task has a candidate that can be a branch, or `min_gain` is negative or not finite.
     """
-    if min_gain < 0:
-        raise SpecError(f"plan: min_gain {min_gain} is below 0; give points a layer, for example 1.0")
+    if not 0 <= min_gain < math.inf:
+        raise SpecError(f"plan: min_gain is {min_gain}; it must be 0 or more; give points a layer, for example 1.0")
     by_task: dict[str, list[Candidate]] = {}
     for candidate in candidates:
         if candidate.branch_digest is not None:
@@ -176,6 +178,9 @@ def _layers(count: int) -> str:
 def plan_runs(runs: Path, *, min_gain: float, tasks: Sequence[str] | None = None) -> Plan:
     """Plan from a runs folder.
 
+    Of each task only those runs compete that saw the same rows, labels and selection as its latest one: metrics on
+    other rows cannot be compared, and a redefined task is another task.
+
     Args:
         runs: Folder that training wrote.
         min_gain: c, in points a layer.
@@ -191,7 +196,7 @@ def plan_runs(runs: Path, *, min_gain: float, tasks: Sequence[str] | None = None
     for task in tasks or ():
         if task not in known:
             raise UnknownNameError(f"plan: task {task!r} is not in {ledger.path}; {nearest_hint(task, known)}")
-    records = [record for record in records if tasks is None or record.spec.task in tasks]
+    records = _comparable([record for record in records if tasks is None or record.spec.task in tasks])
     used = {record.spec.backbone_digest for record in records}
     if not records:
         raise SpecError(f"plan: {ledger.path} has no runs; run `trunkline train` first")
@@ -205,6 +210,15 @@ def plan_runs(runs: Path, *, min_gain: float, tasks: Sequence[str] | None = None
         n_layers=records[-1].n_layers,
         branch_folders={c.run_id: str(ledger.branch_folder(c.run_id).resolve()) for c in candidates},
     )
+
+
+def _comparable(records: Sequence[RunRecord]) -> list[RunRecord]:
+    latest = {record.spec.task: _rows_and_labels(record.spec) for record in records}
+    return [record for record in records if _rows_and_labels(record.spec) == latest[record.spec.task]]
+
+
+def _rows_and_labels(spec: RunSpec) -> tuple[str, str, str]:
+    return spec.task_digest, spec.data_digest, spec.selection
 
 
 def write_plan(plan: Plan, path: Path) -> Path:

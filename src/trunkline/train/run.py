@@ -92,7 +92,12 @@ class Workbench:
         accelerator: Accelerator,
         reporter: Reporter | None = None,
     ) -> "Workbench":
-        """Put the whole backbone on the accelerator's device as a frozen trunk."""
+        """Put the whole backbone on the accelerator's device as a frozen trunk.
+
+        Raises:
+            TrainingError: The ledger's folder cannot be written.
+        """
+        ledger.make_folder()
         trunk = Trunk.build(backbone.config, backbone.tensors, depth=backbone.config.n_layers)
         return Workbench(backbone, trunk.to(accelerator.device), ledger, cache, accelerator, reporter or Silence())
 
@@ -132,13 +137,17 @@ def execute(
     started, cached_before = time.perf_counter(), bench.cache.seconds
     draft = draft_branch(bench, task, spec)
     model = _build_model(bench, task, spec, start)
+    if not start.head:
+        names = ", ".join(f"head.{name}" for name, _ in model.head.named_parameters())
+        bench.reporter.note(f"task {spec.task!r}: new head: {names}")
     fit_source = source_of(bench, task.fit, spec, dtype=spec.cache_dtype)
     selection_score = _Scorer(draft, task.selection, source_of(bench, task.selection, spec, dtype="float32"))
     dev_score = None
     if task.dev is not None:
         dev_score = _Scorer(draft, task.dev, source_of(bench, task.dev, spec, dtype="float32"))
     cache_seconds = bench.cache.seconds - cached_before
-    untrained = None if dev_score is None else dev_score(model)
+    # What a new head on backbone layers gives; the other arms would only measure it again.
+    untrained = dev_score(model) if dev_score is not None and spec.arm == "partial" else None
     n_batches = -(-len(task.fit) // spec.hyperparameters.batch_size)
     bench.reporter.run_started(spec, n_batches * spec.hyperparameters.epochs)
     fitted = fit(

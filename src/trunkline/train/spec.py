@@ -44,6 +44,11 @@ class Hyperparameters(Spec, frozen=True, kw_only=True):
         for name in ("learning_rate", "head_learning_rate", "epsilon", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise SpecError(f"hyperparameters: {name} is {getattr(self, name)}; give a number above 0")
+        for name in ("warmup_share", "beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise SpecError(f"hyperparameters: {name} is {getattr(self, name)}; give 0 or more, and less than 1")
+        if not self.weight_decay >= 0:
+            raise SpecError(f"hyperparameters: weight_decay is {self.weight_decay}; give 0 or more")
         for name in ("batch_size", "epochs"):
             if getattr(self, name) < 1:
                 raise SpecError(f"hyperparameters: {name} is {getattr(self, name)}; give a count of at least 1")
@@ -80,11 +85,11 @@ class Preset(Spec, frozen=True, kw_only=True):
 _PAPER = Hyperparameters(learning_rate=2e-5, head_learning_rate=2e-5)
 
 PRESETS: dict[str, Preset] = {
-    # docs/explanation/training.md says how these were measured.
+    # Rates measured with MiniLM (width 384) on subsets of 1,000 to 3,000 rows: docs/explanation/training.md.
     "default": Preset(
-        full=Hyperparameters(learning_rate=1e-4),
-        partial=Hyperparameters(learning_rate=2e-4),
-        student=Hyperparameters(learning_rate=4e-4, epochs=5),
+        full=Hyperparameters(learning_rate=2e-4),
+        partial=Hyperparameters(learning_rate=5e-4),
+        student=Hyperparameters(learning_rate=5e-4, epochs=4),
         distillation=Distillation(),
     ),
     # The paper's table 4; it names one rate for everything. Section 3.2 leaves T and alpha open: Hinton et al. 2015.
@@ -167,7 +172,7 @@ class RunRecord(Spec, frozen=True, kw_only=True):
         best_epoch: The epoch whose weights were kept.
         selection_metric: At the best epoch, on the selection rows, from unrounded states.
         dev_metric: At the best epoch, on dev, from unrounded states; None without dev rows.
-        untrained_dev_metric: On dev before the first step.
+        untrained_dev_metric: On dev before the first step; of partial fine-tuning only, else None.
         n_train_rows: Rows learned from.
         n_truncated: Rows of all parts that were cut to ``max_length``.
         n_unseen_labels: Dev labels that train lacks, counted as errors.
