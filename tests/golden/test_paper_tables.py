@@ -34,9 +34,7 @@ def candidate(task: str, own_layers: int, points: float, *, exit_layer: int, arm
 
 def candidates_of_table_2(task: str) -> list[Candidate]:
     frozen, own = PAPER["teacher"]["frozen_and_own_layers"][task]
-    students = [
-        candidate(task, int(layers), row[task], exit_layer=frozen) for layers, row in PAPER["students"].items()
-    ]
+    students = [candidate(task, int(layers), row[task], exit_layer=frozen) for layers, row in PAPER["students"].items()]
     return [*students, candidate(task, own, PAPER["teacher"]["dev"][task], exit_layer=frozen, arm="partial")]
 
 
