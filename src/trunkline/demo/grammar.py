@@ -15,7 +15,7 @@ from trunkline.core.specs import Spec, convert_spec
 Part: TypeAlias = Literal["train", "dev"]
 
 MAX_WORDS = 18
-_HELD_OUT_SHARE = 0.25
+_HELD_OUT_SHARE = 0.2
 _MARKER_SHARE = 0.6
 _TYPO_SHARE = 0.04
 _ALTERNATIVES = re.compile(r"\(([^()]*)\)")
