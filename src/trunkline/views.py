@@ -62,28 +62,29 @@ def candidate_table(candidates: Sequence[Candidate]) -> Table:
 def plan_table(plan: Plan) -> RenderableType:
     """The chosen candidate of each task, why, and what all of them cost together."""
     table = Table(title=f"Plan, at least {plan.min_gain:g} points an added layer", title_justify="left", box=None)
-    for heading in ("task", "exit", "own", "metric", "selection", "dev", "why"):
+    for heading in ("task", "exit", "own", "metric", "selection", "dev"):
         table.add_column(heading)
     for task in plan.tasks:
         table.add_row(
             task.task, str(task.exit_layer), str(task.own_layers), task.metric, _points(task.selection_metric),
-            _points(task.dev_metric), task.reason,
+            _points(task.dev_metric),
         )  # fmt: skip
+    reasons = [Text(f" {task.task}: {task.reason}", style="dim") for task in plan.tasks]
     cost = (
         f"trunk {plan.trunk_depth} + branches {plan.layer_cost - plan.trunk_depth} = {plan.layer_cost} layers; "
         f"{plan.single_task_layers} for single models ({plan.layer_cost / plan.single_task_layers:.0%})"
     )
-    return Group(table, Text(cost, style="bold"))
+    return Group(table, *reasons, Text(cost, style="bold"))
 
 
-def answer_table(text: str, answers: Mapping[str, Prediction]) -> Table:
+def answer_table(text: str, answers: Mapping[str, Prediction]) -> RenderableType:
     """One text with every task's answer."""
-    table = Table(title=Text(text, style="bold"), title_justify="left", box=None, pad_edge=False, show_header=False)
+    table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="cyan")
     table.add_column()
     for task, answer in answers.items():
         table.add_row(task, answer_text(answer))
-    return table
+    return Group(Text(text, style="bold"), table)
 
 
 def answer_text(answer: Prediction) -> str:
@@ -114,9 +115,7 @@ def _add_branches(node: Tree, manifest: Manifest, exit_layer: int) -> None:
         if entry.exit_layer == exit_layer:
             layers = " ".join(f"[{exit_layer + i}]" for i in range(entry.own_layers))
             reached = f"{entry.metric} {_points(entry.dev_metric)}"
-            node.add(
-                Text.assemble("└▶ ", (name, "bold cyan"), f" {layers} {entry.kind}, ", (reached, "green"), " on dev")
-            )
+            node.add(Text.assemble((name, "bold cyan"), f" {layers} {entry.kind}, ", (reached, "green"), " on dev"))
 
 
 def _by_exit(manifest: Manifest) -> list[tuple[str, TaskEntry]]:

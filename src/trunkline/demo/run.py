@@ -27,11 +27,17 @@ from trunkline.train.pipeline import train_task
 from trunkline.train.plan import plan_runs, write_plan
 from trunkline.train.progress import RunProgress
 from trunkline.train.run import Workbench
-from trunkline.train.spec import TrainRequest
+from trunkline.train.spec import Distillation, Hyperparameters, Preset, TrainRequest
 from trunkline.views import answer_table, bundle_picture, candidate_table, plan_table
 
 BACKBONE = "minilm"
-REQUEST = TrainRequest(layers=(3,), student_layers=(1, 2))
+# Small batches: about a thousand rows give too few steps otherwise.
+_TUNING = Hyperparameters(learning_rate=5e-4, batch_size=16, epochs=3)
+REQUEST = TrainRequest(
+    layers=(3,),
+    student_layers=(1, 2),
+    preset=Preset(full=_TUNING, partial=_TUNING, student=_TUNING, distillation=Distillation()),
+)
 MIN_GAIN = 1.0
 N_ASKED = 2
 
@@ -44,7 +50,7 @@ class RealSet(Spec, frozen=True, kw_only=True):
     metric: Metric
     input: InputForm = "text"
     max_length: int = 48
-    max_train_rows: int = 1600
+    max_train_rows: int = 1000
 
 
 REAL_SETS = (

@@ -19,7 +19,7 @@ from trunkline.demo.grammar import MAX_WORDS, Filling, Frame, Grammar, Part, Spe
 
 Row: TypeAlias = dict[str, Any]
 
-N_ROWS: Mapping[Part, int] = {"train": 1600, "dev": 300}
+N_ROWS: Mapping[Part, int] = {"train": 1000, "dev": 300}
 LABEL_NOISE = 0.05
 URGENCY_NOISE = 0.8
 """Standard deviation of the score's noise, in the score's unit."""
