@@ -1,7 +1,7 @@
 """first-light: full fine-tuning, partial fine-tuning, students and the merged bundle, on real data with MiniLM.
 
-Every arm gets the same budget: three epochs a run, two trials on the first seed (full: two learning rates; partial: two
-numbers of layers, at the preset's rate; one trial each on the largest set), chosen on the selection slice of train; the
+Every arm gets the same budget: three epochs a run, two trials on the first seed (pairs of tuned layers and learning
+rate; one trial each on the largest set), chosen on the selection slice of train; the
 winner is then run on the other seeds. Dev is
 only reported on. Runs go through the ledger, so that a benchmark that was stopped goes on where it was.
 """
@@ -39,8 +39,9 @@ from trunkline.train.plan import plan_runs, write_plan
 from trunkline.train.run import Workbench
 from trunkline.train.spec import PRESETS, Preset, RunRecord, TrainRequest
 
-FULL_RATES = (5e-4, 2e-4)
-PARTIAL_LAYERS = (4, 3)
+FULL_TRIALS = ((6, 2e-4), (6, 5e-4))
+PARTIAL_TRIALS = ((4, 5e-4), (3, 2e-4))
+"""(tuned layers, peak learning rate) of each arm's trials, the preset's own first."""
 STUDENT_LAYERS = (1, 2, 3)
 MIN_GAIN = 1.0
 EPOCHS = 3
@@ -151,30 +152,25 @@ def _measure_set(each: Set, runs: Path) -> dict[str, Any]:
     task = each.task(DATA)
     bench = _bench(runs)
     first, rest = each.seeds[:1], each.seeds[1:]
-    base = TrainRequest(layers=(), student_layers=(), preset=_preset())
-    request = msgspec.structs.replace
-    trials = [
-        train_task(bench, task, request(base, full=True, seeds=first, preset=_preset(rate)))[0]
-        for rate in FULL_RATES[: each.n_trials]
+    full = [train_task(bench, task, _full_request(rate, first))[0] for _, rate in FULL_TRIALS[: each.n_trials]]
+    partial = [
+        train_task(bench, task, _partial_request(layers, rate, first))[0]
+        for layers, rate in PARTIAL_TRIALS[: each.n_trials]
     ]
-    best_full = max(trials, key=lambda record: record.selection_metric)
-    rate = best_full.spec.hyperparameters.learning_rate
-    full = [best_full]
-    if rest:
-        full += train_task(bench, task, request(base, full=True, seeds=rest, preset=_preset(rate)))
-    partial_trials = train_task(bench, task, request(base, layers=PARTIAL_LAYERS[: each.n_trials], seeds=first))
-    # Ties go to the fewest layers.
-    best = min(partial_trials, key=lambda record: (-record.selection_metric, record.spec.own_layers))
-    layers = best.spec.own_layers
-    records = train_task(bench, task, request(base, layers=(layers,), seeds=each.seeds, student_layers=STUDENT_LAYERS))
-    partial = [record for record in records if record.spec.arm == "partial"]
+    best_full, best_partial = (max(arm, key=lambda record: record.selection_metric) for arm in (full, partial))
+    full_rate, rate = (record.spec.hyperparameters.learning_rate for record in (best_full, best_partial))
+    layers = best_partial.spec.own_layers
+    chosen_full = [best_full] + (train_task(bench, task, _full_request(full_rate, rest)) if rest else [])
+    records = train_task(bench, task, _partial_request(layers, rate, each.seeds, students=STUDENT_LAYERS))
+    chosen_partial = [record for record in records if record.spec.arm == "partial"]
     students = [record for record in records if record.spec.arm == "student"]
     return {
         "task": each.name,
         "set": asdict(each),
-        "full": _summary(full) | {"learning_rate": rate},
-        "partial": _summary(partial) | {"own_layers": layers, "exit_layer": best.spec.exit_layer},
-        "trials": [_trial(record) for record in (*trials, *partial_trials)],
+        "full": _summary(chosen_full) | {"learning_rate": full_rate},
+        "partial": _summary(chosen_partial)
+        | {"own_layers": layers, "exit_layer": best_partial.spec.exit_layer, "learning_rate": rate},
+        "trials": [_trial(record) for record in (*full, *partial)],
         "students": {
             str(n): _summary([record for record in students if record.spec.own_layers == n]) for n in STUDENT_LAYERS
         },
@@ -185,22 +181,33 @@ def _bf16_difference(sets: Sequence[Set], runs: Path, rows: Sequence[dict[str, A
     """Dev points of a partial fine-tuning from a bfloat16 cache (the default) and from a float32 cache."""
     found = {}
     for each, row in zip(sets, rows, strict=True):
-        request = TrainRequest(
-            layers=(row["partial"]["own_layers"],), student_layers=(), preset=_preset(), cache_dtype="float32"
+        chosen = row["partial"]
+        request = msgspec.structs.replace(
+            _partial_request(chosen["own_layers"], chosen["learning_rate"], each.seeds[:1]), cache_dtype="float32"
         )
         (exact,) = train_task(_bench(runs), each.task(DATA), request)
-        found[each.name] = {"bfloat16": row["partial"]["dev_metrics"][0], "float32": exact.dev_metric}
+        found[each.name] = {"bfloat16": chosen["dev_metrics"][0], "float32": exact.dev_metric}
     return found
 
 
-def _preset(full_rate: float = FULL_RATES[0]) -> Preset:
-    """The default preset with equally many epochs for every arm."""
+def _full_request(rate: float, seeds: tuple[int, ...]) -> TrainRequest:
+    return TrainRequest(layers=(), full=True, seeds=seeds, student_layers=(), preset=_preset(rate))
+
+
+def _partial_request(
+    layers: int, rate: float, seeds: tuple[int, ...], *, students: tuple[int, ...] = ()
+) -> TrainRequest:
+    return TrainRequest(layers=(layers,), seeds=seeds, student_layers=students, preset=_preset(rate))
+
+
+def _preset(rate: float) -> Preset:
+    """The default preset with equally many epochs for every arm, and this rate for full or partial fine-tuning."""
     replaced, default = msgspec.structs.replace, PRESETS["default"]
-    return replaced(
-        default,
-        full=replaced(default.full, learning_rate=full_rate, epochs=EPOCHS),
-        partial=replaced(default.partial, epochs=EPOCHS),
+    return Preset(
+        full=replaced(default.full, learning_rate=rate, epochs=EPOCHS),
+        partial=replaced(default.partial, learning_rate=rate, epochs=EPOCHS),
         student=replaced(default.student, epochs=EPOCHS),
+        distillation=default.distillation,
     )
 
 
@@ -283,9 +290,10 @@ def _protocol() -> dict[str, Any]:
     return {
         "backbone": "all-MiniLM-L6-v2 (6 layers, width 384)",
         "epochs": EPOCHS,
-        "full_learning_rates": FULL_RATES,
-        "partial_layers": PARTIAL_LAYERS,
-        "preset": msgspec.to_builtins(_preset()),
+        "full_trials": FULL_TRIALS,
+        "partial_trials": PARTIAL_TRIALS,
+        "student": msgspec.to_builtins(_preset(FULL_TRIALS[0][1]).student),
+        "distillation": msgspec.to_builtins(PRESETS["default"].distillation),
         "selection": "10% of the train rows, at least 300; dev only reported",
         "min_gain": MIN_GAIN,
         "pooling": "mean",
