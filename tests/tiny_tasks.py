@@ -12,7 +12,7 @@ from tests.tiny_bundles import backbone_of
 from trunkline.core.specs import Kind, TaskSpec, read_task
 from trunkline.model.backbone import Backbone
 from trunkline.train.cache import ActivationCache
-from trunkline.train.device import make_accelerator
+from trunkline.train.device import Precision, make_accelerator
 from trunkline.train.ledger import Ledger
 from trunkline.train.run import Reporter, Workbench
 from trunkline.train.spec import Distillation, Hyperparameters, Preset, RunRecord, RunSpec, TrainRequest
@@ -102,13 +102,15 @@ def make_task(folder: Path, task: str, **changes: Any) -> TaskSpec:
     return read_task(write_task(folder, task, **changes))
 
 
-def make_bench(folder: Path, *, backbone: Backbone | None = None, reporter: Reporter | None = None) -> Workbench:
-    """A bench in fp32 with its cache and ledger below a folder."""
+def make_bench(
+    folder: Path, *, backbone: Backbone | None = None, reporter: Reporter | None = None, precision: Precision = "fp32"
+) -> Workbench:
+    """A bench with its cache and ledger below a folder."""
     return Workbench.build(
         backbone or backbone_of(),
         Ledger(folder / "runs"),
         ActivationCache(folder / "cache"),
-        accelerator=make_accelerator("fp32"),
+        accelerator=make_accelerator(precision),
         reporter=reporter,
     )
 

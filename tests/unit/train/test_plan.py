@@ -67,7 +67,7 @@ def test_nothing_to_choose_from_is_an_error() -> None:
 
 @pytest.mark.parametrize("min_gain", [-0.1, float("nan"), float("inf")])
 def test_a_min_gain_that_is_no_number_from_0_is_refused(min_gain: float) -> None:
-    with pytest.raises(SpecError, match="min_gain is .* 0 or more"):
+    with pytest.raises(SpecError, match=r"min_gain is .* 0 or more"):
         plan_of(candidates_of([run_record(80.0)]), min_gain)
 
 
