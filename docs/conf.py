@@ -1,11 +1,13 @@
 """Settings of the documentation: Sphinx with MyST and furo, built by ``make docs`` with warnings as errors."""
 
-from importlib.metadata import version as installed_version
+import tomllib
+from pathlib import Path
 
 project = "Trunkline"
 author = "The Trunkline maintainers"
 copyright = f"2026, {author}"  # noqa: A001 - Sphinx reads this name
-release = installed_version("trunkline")
+# Read, not imported: the documentation builds without the package being installed.
+release = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text("utf-8"))["project"]["version"]
 
 extensions = ["myst_parser"]
 myst_enable_extensions = ["colon_fence", "deflist", "fieldlist"]
