@@ -93,12 +93,16 @@ class DemoReport(Spec, frozen=True, kw_only=True):
     seconds: float
 
 
-def run_demo(out: Path, *, data: Path | None) -> DemoReport:
+def run_demo(
+    out: Path, *, data: Path | None, backbone_name: str = BACKBONE, request: TrainRequest = REQUEST
+) -> DemoReport:
     """Go the whole way once and show it; runs and bundle of a former demo in the same folder are replaced.
 
     Args:
         out: Gets ``data/`` (sample data only), ``runs/``, ``bundle/`` and ``report.json``.
         data: Folder of real data sets; None writes sample data.
+        backbone_name: As `load_backbone` takes it.
+        request: What is trained for each task.
 
     Raises:
         SpecError: The folder lacks a data set that the demo uses.
@@ -106,10 +110,10 @@ def run_demo(out: Path, *, data: Path | None) -> DemoReport:
     console = Console()
     started = time.perf_counter()
     tasks = _sample_tasks(out / "data") if data is None else _real_tasks(data)
-    backbone = load_backbone(BACKBONE)
+    backbone = load_backbone(backbone_name)
     for leftover in (out / "runs", out / "bundle"):
         shutil.rmtree(leftover, ignore_errors=True)
-    ledger = _train(console, tasks, backbone, out / "runs")
+    ledger = _train(console, tasks, backbone, runs=out / "runs", request=request)
     bundle = _plan_and_merge(console, ledger, backbone, out / "bundle")
     engine = Engine.open(bundle.path)
     report = _report(engine, bundle, tasks, ledger, started=started)
@@ -150,14 +154,14 @@ def _real_tasks(folder: Path) -> list[TaskSpec]:
     ]
 
 
-def _train(console: Console, tasks: list[TaskSpec], backbone: Backbone, runs: Path) -> Ledger:
+def _train(console: Console, tasks: list[TaskSpec], backbone: Backbone, *, runs: Path, request: TrainRequest) -> Ledger:
     ledger = Ledger(runs)
     accelerator = make_accelerator()
     with RunProgress(console, accelerator) as progress:
         cache = ActivationCache(default_cache_root(), on_rows=progress.rows)
         bench = Workbench.build(backbone, ledger, cache, accelerator=accelerator, reporter=progress)
         for task in tasks:
-            train_task(bench, task, REQUEST)
+            train_task(bench, task, request)
     console.print(candidate_table(candidates_of(ledger.records())), highlight=False)
     return ledger
 
