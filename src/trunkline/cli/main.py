@@ -27,20 +27,17 @@ BundleArgument = Annotated[Path, typer.Argument(help="Folder of the bundle.")]
 BranchArgument = Annotated[Path, typer.Argument(help="Folder of the branch, for example RUNS/runs/<id>/branch.")]
 TaskFiles = Annotated[list[Path], typer.Argument(help="Task files (YAML).")]
 BackboneOption = Annotated[str, typer.Option(help="'minilm', a folder, or a name on the Hugging Face Hub.")]
+DeeperOption = Annotated[str | None, typer.Option(help="The backbone; needed to make the trunk deeper.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value instead of tables.")]
 
 
 def main() -> NoReturn:
     """Run the command line; a deliberate error ends it with its message and exit code 1."""
     try:
-        app()
+        app(prog_name="trunkline")
     except TrunklineError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(1)
-    except BrokenPipeError:
-        # Whoever read our output has gone; that is no failure of ours.
-        sys.stderr.close()
-        sys.exit(0)
     sys.exit(0)
 
 
@@ -161,34 +158,26 @@ def merge(
 
 @app.command()
 def attach(
-    bundle: BundleArgument,
-    branch: BranchArgument,
-    *,
-    backbone: Annotated[str | None, typer.Option(help="Needed to make the trunk deeper.")] = None,
-    as_json: JsonOption = False,
+    bundle: BundleArgument, branch: BranchArgument, *, backbone: DeeperOption = None, as_json: JsonOption = False
 ) -> None:
     """Add a task to a bundle; the other tasks stay as they are."""
     from trunkline.bundle.merge import attach as attach_branch
     from trunkline.bundle.store import open_bundle
 
-    loaded = None if backbone is None else _load_backbone(backbone)
-    _show_manifest(attach_branch(open_bundle(bundle), branch, backbone=loaded), as_json=as_json)
+    deeper = None if backbone is None else _load_backbone(backbone)
+    _show_manifest(attach_branch(open_bundle(bundle), branch, backbone=deeper), as_json=as_json)
 
 
 @app.command()
 def replace(
-    bundle: BundleArgument,
-    branch: BranchArgument,
-    *,
-    backbone: Annotated[str | None, typer.Option(help="Needed to make the trunk deeper.")] = None,
-    as_json: JsonOption = False,
+    bundle: BundleArgument, branch: BranchArgument, *, backbone: DeeperOption = None, as_json: JsonOption = False
 ) -> None:
     """Put another branch in the place of a task's present one."""
     from trunkline.bundle.merge import replace as replace_branch
     from trunkline.bundle.store import open_bundle
 
-    loaded = None if backbone is None else _load_backbone(backbone)
-    _show_manifest(replace_branch(open_bundle(bundle), branch, backbone=loaded), as_json=as_json)
+    deeper = None if backbone is None else _load_backbone(backbone)
+    _show_manifest(replace_branch(open_bundle(bundle), branch, backbone=deeper), as_json=as_json)
 
 
 @app.command()
@@ -266,11 +255,19 @@ def evaluate(
 
 
 @app.command()
-def calibrate(bundle: BundleArgument, tasks: TaskFiles, *, as_json: JsonOption = False) -> None:
+def calibrate(
+    bundle: BundleArgument,
+    tasks: TaskFiles,
+    *,
+    abstain_below: Annotated[
+        float | None, typer.Option(help="Confidence under which a classification task gives no label; kept as it is.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
     """Fit temperature and thresholds on a slice of train, and replace the branches."""
     from trunkline.engine.calibrate import calibrate as calibrate_task
 
-    results = [calibrate_task(bundle, spec) for spec in _read_tasks(tasks)]
+    results = [calibrate_task(bundle, spec, abstain_below=abstain_below) for spec in _read_tasks(tasks)]
     if as_json:
         _print_json(results)
     else:
@@ -285,7 +282,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for data, runs, bundle and report.")] = Path("demo"),
     data: Annotated[Path | None, typer.Option(help="Folder of real data sets; sample data by default.")] = None,
 ) -> None:
-    """Train, distil, plan, merge, verify and ask five small tasks; takes a few minutes."""
+    """Train, distil, plan, merge, verify and ask six small tasks; takes a few minutes."""
     from trunkline.demo.run import run_demo
 
     run_demo(out, data=data)
@@ -355,4 +352,6 @@ def _print(picture: "RenderableType") -> None:
 
 
 def _print_json(value: Any) -> None:
-    sys.stdout.write(msgspec.json.encode(value).decode() + "\n")
+    sys.stdout.write(msgspec.json.encode(value, enc_hook=str).decode() + "\n")
+    # Flushed here, where a reader that has gone is met; at exit it would be a message on standard error.
+    sys.stdout.flush()
