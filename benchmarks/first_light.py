@@ -257,6 +257,7 @@ def _merge_and_compare(folder: Path, backbone: Backbone, sets: Sequence[Set]) ->
             "own_layers": planned.own_layers,
             "reason": planned.reason,
             "dev_metric": own.points,
+            "n_dev_rows": own.n_rows,
             "recorded_dev_metric": record.dev_metric,
             "equal_in_bits": _equal_in_bits(engine, each, Path(planned.branch), folder, backbone),
         }
