@@ -1,0 +1,343 @@
+"""All runs of a task: what is run, resumed, refused and promised."""
+
+import hashlib
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from tests.tiny_bundles import backbone_of
+from tests.tiny_tasks import QUICK, TASKS, Notebook, make_bench, make_task, quick_request
+from trunkline.bundle.merge import merge
+from trunkline.bundle.store import read_branch
+from trunkline.core.errors import DigestMismatchError, SpecError, TrainingError
+from trunkline.core.types import Example
+from trunkline.engine.engine import Engine
+from trunkline.engine.verify import verify
+from trunkline.model.backbone import Backbone
+from trunkline.model.branch import Branch
+from trunkline.train import run as run_module
+from trunkline.train.loop import predict_logits
+from trunkline.train.pipeline import check_request, initial_tensors, train_task
+from trunkline.train.plan import plan_runs
+from trunkline.train.prepare import prepare
+from trunkline.train.run import Start, Workbench, _build_model, branch_logits, source_of
+from trunkline.train.spec import Distillation, Preset, RunRecord, RunSpec
+
+ONE_EPOCH = msgspec.structs.replace(QUICK, epochs=1)
+SHORT = Preset(full=ONE_EPOCH, partial=ONE_EPOCH, student=ONE_EPOCH, distillation=Distillation())
+request_of = partial(quick_request, preset=SHORT)
+
+
+def digest(backbone: Backbone) -> str:
+    """Of everything that is frozen."""
+    found = hashlib.sha256()
+    for name, array in sorted(backbone.tensors.items()):
+        found.update(name.encode() + array.tobytes())
+    return found.hexdigest()
+
+
+def trained(folder: Path, name: str = "topic", *, notebook: Notebook | None = None, **fields: Any) -> list[RunRecord]:
+    bench = make_bench(folder, reporter=notebook)
+    return train_task(bench, make_task(folder, name, n_train=40, n_dev=8), request_of(**fields))
+
+
+def test_every_arm_layer_and_seed_that_was_asked_is_run_in_the_papers_order(tmp_path: Path) -> None:
+    records = trained(tmp_path, layers=(1, 2), seeds=(0, 1), full=True, student_layers=(1,), student_exits=(0, 3))
+    runs = [(r.spec.arm, r.spec.exit_layer, r.spec.own_layers, r.spec.seed) for r in records]
+    assert runs[:2] == [("full", 0, 4, 0), ("full", 0, 4, 1)]
+    assert runs[2:6] == [("partial", 3, 1, 0), ("partial", 3, 1, 1), ("partial", 2, 2, 0), ("partial", 2, 2, 1)]
+    assert sorted(runs[6:]) == [("student", 0, 1, 0), ("student", 0, 1, 1), ("student", 3, 1, 0), ("student", 3, 1, 1)]
+    assert [r.branch_digest is None for r in records] == [True, True, *[False] * 8]
+
+
+def test_a_second_call_trains_nothing(tmp_path: Path) -> None:
+    ask = partial(trained, tmp_path, layers=(2,), full=True, student_layers=(1,))
+    first = ask()
+    notebook = Notebook()
+    content = make_bench(tmp_path).ledger.path.read_bytes()
+    assert ask(notebook=notebook) == first
+    assert notebook.started == []
+    assert notebook.losses == []
+    assert [resumed for _, resumed in notebook.finished] == [True] * 3
+    assert make_bench(tmp_path).ledger.path.read_bytes() == content
+
+
+def test_a_larger_request_runs_only_what_is_missing(tmp_path: Path) -> None:
+    trained(tmp_path, layers=(2,), student_layers=())
+    notebook = Notebook()
+    trained(tmp_path, layers=(1, 2), student_layers=(), notebook=notebook)
+    assert [(spec.own_layers, n_steps) for spec, n_steps in notebook.started] == [(1, 2)]
+
+
+def test_a_killed_run_leaves_no_record_and_starts_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = trained(tmp_path / "whole", layers=(2,), student_layers=())
+
+    def killed(*_args: object, **_options: object) -> None:
+        raise KeyboardInterrupt
+
+    bench = make_bench(tmp_path)
+    task = make_task(tmp_path, "topic", n_train=40, n_dev=8)
+    ask = partial(train_task, bench, task, request_of(student_layers=()))
+    with monkeypatch.context() as patch:
+        patch.setattr(Notebook, "step", killed)
+        with pytest.raises(KeyboardInterrupt):
+            trained(tmp_path, layers=(2,), student_layers=(), notebook=Notebook())
+    assert bench.ledger.records() == []
+    with monkeypatch.context() as patch:
+        # Killed after the branch was written and before its record was: the branch is not trusted, but made again.
+        patch.setattr(run_module, "RunRecord", killed)
+        with pytest.raises(KeyboardInterrupt):
+            ask()
+    assert bench.ledger.records() == []
+    (record,) = ask()
+    assert (record.curve, record.dev_metric) == (whole[0].curve, whole[0].dev_metric)
+    assert read_branch(bench.ledger.branch_folder(record.run_id)).digest == record.branch_digest
+
+
+def test_a_removed_branch_is_trained_again_and_teaches(tmp_path: Path) -> None:
+    (teacher,) = trained(tmp_path, student_layers=())
+    bench = make_bench(tmp_path)
+    shutil.rmtree(bench.ledger.branch_folder(teacher.run_id))
+    again, student = trained(tmp_path, student_layers=(1,))
+    assert again.run_id == teacher.run_id
+    assert again.curve == teacher.curve
+    assert student.spec.label_teacher == teacher.run_id
+    (planned,) = plan_runs(bench.ledger.folder, min_gain=0.0).tasks
+    assert planned.branch_digest == read_branch(Path(planned.branch)).digest
+
+
+def test_a_changed_teacher_is_refused(tmp_path: Path) -> None:
+    (teacher,) = trained(tmp_path, student_layers=())
+    weights = make_bench(tmp_path).ledger.branch_folder(teacher.run_id) / "branch.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-3] ^= 0x10
+    weights.write_bytes(content)
+    with pytest.raises(DigestMismatchError, match=r"is in the ledger; .* trained again"):
+        trained(tmp_path, student_layers=(1,))
+
+
+def test_new_heads_are_named(tmp_path: Path) -> None:
+    notebook = Notebook()
+    trained(tmp_path, full=True, student_layers=(1,), notebook=notebook)
+    cls_head = "head.pooler.weight, head.pooler.bias, head.output.weight, head.output.bias"
+    # Full and partial fine-tuning start with a new head; the student starts with its teacher's.
+    assert [note for note in notebook.notes if "new head" in note] == [f"task 'topic': new head: {cls_head}"] * 2
+
+
+def test_a_student_from_the_backbone_has_a_new_head_too(tmp_path: Path) -> None:
+    notebook = Notebook()
+    trained(tmp_path, "places", student_inits=("backbone",), notebook=notebook)
+    heads = [note for note in notebook.notes if "new head" in note]
+    assert heads == ["task 'places': new head: head.output.weight, head.output.bias"] * 2
+
+
+def test_cut_rows_unseen_labels_and_the_teacher_are_told(tmp_path: Path) -> None:
+    notebook = Notebook()
+    task = make_task(tmp_path, "topic", n_train=40, n_dev=8, max_length=8)
+    path = Path(task.data.dev or "")
+    path.write_text(
+        path.read_text() + '{"text": "no", "label": "unheard"}\n' + '{"text": "a b c d e f g h i j", "label": "rain"}\n'
+    )
+    train_task(make_bench(tmp_path, reporter=notebook), task, request_of())
+    assert "task 'topic': 1 of 50 rows were cut to max_length tokens" in notebook.notes
+    assert "task 'topic': 1 dev labels are not in train and count as errors" in notebook.notes
+    assert any(note.startswith("task 'topic': the teacher has 2 layers (accuracy ") for note in notebook.notes)
+
+
+def test_students_that_do_not_fit_above_the_teachers_exit_are_told_and_passed_over(tmp_path: Path) -> None:
+    notebook = Notebook()
+    records = trained(tmp_path, layers=(1,), student_layers=(1, 2), notebook=notebook)
+    assert [r.spec.own_layers for r in records if r.spec.arm == "student"] == [1]
+    assert any(
+        "no student of 2 layers at the teacher's exit layer 3, which leaves 1" in note for note in notebook.notes
+    )
+
+
+def test_students_without_a_teacher_are_told_and_passed_over(tmp_path: Path) -> None:
+    notebook = Notebook()
+    assert [r.spec.arm for r in trained(tmp_path, layers=(), full=True, notebook=notebook)] == ["full"]
+    assert any("no students, which need a partially fine-tuned teacher (--layers)" in note for note in notebook.notes)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"layers": ()}, "nothing to do; give at least one of --layers, or --full"),
+        ({"seeds": ()}, "no seeds"),
+        ({"seeds": (0, -1)}, "seed -1 is below 0"),
+        ({"layers": (5,)}, r"--layers 5 is outside 1\.\.4"),
+        ({"layers": (0,)}, r"--layers 0 is outside 1\.\.4"),
+        ({"student_layers": (-1,)}, "--students -1 is below 0"),
+        ({"student_layers": (2,), "student_exits": (3,)}, "a student of 2 layers at exit layer 3 does not fit"),
+        ({"student_exits": (-1,)}, "at exit layer -1 does not fit"),
+    ],
+    ids=str,
+)
+def test_requests_that_the_backbone_cannot_meet_are_refused_before_any_work(
+    tmp_path: Path, fields: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(SpecError, match=message):
+        check_request(request_of(**fields), 4)
+    with pytest.raises(SpecError, match=message):
+        trained(tmp_path, **fields)
+    assert make_bench(tmp_path).ledger.records() == []
+
+
+def test_rows_longer_than_the_backbone_has_positions_for_are_refused(tmp_path: Path) -> None:
+    task = make_task(tmp_path, "topic", max_length=65)
+    with pytest.raises(SpecError, match="max_length 65 is more than the 64 tokens"):
+        train_task(make_bench(tmp_path), task, request_of())
+
+
+def test_a_ledger_that_cannot_be_written_is_refused_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("in the way")
+    with pytest.raises(TrainingError, match=r"ledger .* cannot be written"):
+        make_bench(tmp_path)
+
+
+def test_frozen_parameters_are_the_same_after_training(tmp_path: Path) -> None:
+    backbone = backbone_of("mpnet")
+    before = digest(backbone)
+    bench = make_bench(tmp_path, backbone=backbone)
+    trunk_before = {name: value.clone() for name, value in bench.trunk.state_dict().items()}
+    train_task(bench, make_task(tmp_path, "topic", n_train=40, n_dev=8), request_of(full=True))
+    assert digest(backbone) == before
+    for name, value in bench.trunk.state_dict().items():
+        assert value.numpy().tobytes() == trunk_before[name].numpy().tobytes(), name
+
+
+def step_0(bench: Workbench, folder: Path, *, exit_layer: int, own_layers: int) -> tuple[np.ndarray, np.ndarray]:
+    """Logits of a student before its first step, and of its teacher without the layers above the student's."""
+    task = prepare(make_task(folder, "topic", n_train=40, n_dev=8), bench.backbone.tokenizer, selection="train_slice")
+    (record,) = train_task(bench, task.spec, request_of(layers=(3,), student_layers=()))
+    teacher = read_branch(bench.ledger.branch_folder(record.run_id)).tensors
+    last = exit_layer + own_layers
+    start = initial_tensors(bench.backbone, teacher, exit_layer=exit_layer, own_layers=own_layers)
+    found = []
+    for exit_, start_ in ((exit_layer, start), (1, Start(teacher, head=True))):
+        spec = msgspec.structs.replace(record.spec, exit_layer=exit_, own_layers=last - exit_)
+        model = _build_model(bench, task, spec, start_)
+        assert isinstance(model, Branch)
+        found.append(np.stack(predict_logits(model, source_of(bench, task.fit, spec, dtype="float32"), task.fit)))
+    return found[0], found[1]
+
+
+@pytest.mark.parametrize(("exit_layer", "own_layers"), [(1, 1), (1, 2), (0, 2), (0, 3)])
+def test_a_student_at_step_0_equals_the_teachers_bottommost_layers(
+    tmp_path: Path, exit_layer: int, own_layers: int
+) -> None:
+    # The teacher leaves at layer 1. A student that leaves below starts with the backbone's own layer 0, which is what
+    # the teacher has there.
+    student, teacher = step_0(make_bench(tmp_path), tmp_path, exit_layer=exit_layer, own_layers=own_layers)
+    np.testing.assert_allclose(student, teacher, atol=1e-5)
+    if exit_layer == 1:
+        assert student.tobytes() == teacher.tobytes()
+
+
+def test_layers_that_the_teacher_did_not_tune_start_from_the_backbone() -> None:
+    backbone = backbone_of()
+    teacher = {name: array + 1 for name, array in backbone.tensors.items() if name.startswith("layers.3.")}
+    teacher["head.output.weight"] = np.ones((2, 16), dtype=np.float32)
+    start = initial_tensors(backbone, teacher, exit_layer=2, own_layers=2)
+    assert start.head
+    for name, array in start.tensors.items():
+        source = backbone.tensors if name.startswith("layers.2.") else teacher
+        assert (array == source[name]).all(), name
+    assert not initial_tensors(backbone, None, exit_layer=2, own_layers=2).head
+
+
+def test_the_teachers_logits_are_those_of_its_best_epoch(tmp_path: Path) -> None:
+    bench = make_bench(tmp_path)
+    task = prepare(make_task(tmp_path, "topic", n_train=40, n_dev=8), bench.backbone.tokenizer, selection="train_slice")
+    (record,) = train_task(bench, task.spec, request_of(student_layers=()))
+    stored = read_branch(bench.ledger.branch_folder(record.run_id))
+    taught = branch_logits(bench, record.spec, stored.tensors, task)
+    folder = bench.ledger.branch_folder(record.run_id)
+    served = Engine.open(merge([folder], bench.backbone, tmp_path / "bundle").path).logits(task.fit.examples, "topic")
+    np.testing.assert_allclose(np.stack(taught), np.stack(served), atol=1e-4)
+
+
+def bare(record: RunRecord) -> Any:
+    return record.curve, record.dev_metric, record.selection_metric, record.best_epoch
+
+
+def test_seeds_reproduce_every_figure_and_bit(tmp_path: Path) -> None:
+    folders = (tmp_path / "first", tmp_path / "second")
+    runs = [trained(folder, "places", seeds=(7,), student_layers=(1,)) for folder in folders]
+    assert [bare(r) for r in runs[0]] == [bare(r) for r in runs[1]]
+    for record in runs[0]:
+        first, second = (read_branch(folder / "runs" / "runs" / record.run_id / "branch") for folder in folders)
+        assert first.tensors.keys() == second.tensors.keys()
+        assert all(first.tensors[name].tobytes() == second.tensors[name].tobytes() for name in first.tensors)
+        assert first.golden == second.golden
+
+
+def test_a_record_holds_the_figures_of_the_best_epoch(tmp_path: Path) -> None:
+    notebook = Notebook()
+    request = quick_request(student_layers=(), layers=(2,))
+    bench = make_bench(tmp_path, reporter=notebook)
+    (record,) = train_task(bench, make_task(tmp_path, "topic", n_train=40, n_dev=8), request)
+    assert [point.epoch for point in record.curve] == [0, 1, 2, 3, 4]
+    assert record.selection_metric == record.curve[record.best_epoch].selection_metric
+    assert record.selection_metric == max(point.selection_metric for point in record.curve[1:])
+    assert (record.n_train_rows, record.n_layers, record.backbone) == (20, 4, "tiny-bert")
+    assert notebook.finished == [(record, False)]
+    spec = read_branch(bench.ledger.branch_folder(record.run_id)).spec
+    assert (spec.provenance.selection_metric, spec.provenance.dev_metric) == (
+        record.selection_metric,
+        record.dev_metric,
+    )
+    assert spec.provenance.run_id == record.run_id
+
+
+@pytest.fixture(scope="module")
+def merged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, Engine]:
+    """All tasks trained, planned and merged: the folder, the plan, the engine."""
+    folder = tmp_path_factory.mktemp("merged")
+    bench = make_bench(folder)
+    for index, name in enumerate(TASKS):
+        task = make_task(folder, name, n_train=40, n_dev=8)
+        train_task(bench, task, request_of(layers=(1 + index % 3,), student_layers=(0, 1)))
+    plan = plan_runs(bench.ledger.folder, min_gain=1.0)
+    bundle = merge(
+        [Path(task.branch) for task in plan.tasks],
+        bench.backbone,
+        folder / "bundle",
+        digests=[task.branch_digest for task in plan.tasks],
+    )
+    return folder, plan, Engine.open(bundle.path)
+
+
+def test_the_merged_bundle_is_what_was_planned_and_verifies(merged: tuple[Path, Any, Engine]) -> None:
+    folder, plan, engine = merged
+    assert engine.tasks == tuple(task.task for task in plan.tasks)
+    assert [(s.exit_layer, s.own_layers) for s in engine.specs.values()] == [
+        (task.exit_layer, task.own_layers) for task in plan.tasks
+    ]
+    assert verify(folder / "bundle").largest_difference == 0.0
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_merged_output_equals_the_single_task_output_in_bits(merged: tuple[Path, Any, Engine], name: str) -> None:
+    folder, plan, engine = merged
+    (planned,) = [task for task in plan.tasks if task.task == name]
+    alone_path = folder / f"alone-{name}"
+    alone = Engine.open(merge([Path(planned.branch)], backbone_of(), alone_path).path)
+    pair = "yes we do" if name == "reply" else None
+    rows = [Example(text=text, text_pair=pair) for text in ("play music", "it is a rain day in new york", "no")]
+    for one, other in zip(engine.logits(rows, name), alone.logits(rows, name), strict=True):
+        assert one.tobytes() == other.tobytes()
+
+
+def test_a_run_spec_names_everything_that_decides_the_run(tmp_path: Path) -> None:
+    (record,) = trained(tmp_path, student_layers=())
+    assert record.spec.backbone_digest == backbone_of().chain[-1]
+    assert isinstance(record.spec, RunSpec)
+    assert record.run_id == record.spec.run_id
+    (other,) = trained(tmp_path, student_layers=(), selection="dev")
+    assert other.run_id != record.run_id
