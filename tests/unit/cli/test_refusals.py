@@ -1,0 +1,135 @@
+"""What is wrong is said in one message on standard error, with an honest exit code and without a traceback."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tiny import write_checkpoint
+from tests.tiny_bundles import backbone_of, make_bundle, put_branch, tree_bytes
+from tests.tiny_cli import run_cli
+from tests.tiny_tasks import write_task
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pico backbone, a task, a bundle of two tasks, and some files that are no such thing."""
+    folder = tmp_path_factory.mktemp("place")
+    write_checkpoint(folder / "backbone", backbone_of())
+    write_task(folder, "topic", n_train=20, n_dev=6)
+    write_task(folder, "places", n_train=20, n_dev=6)
+    write_task(folder / "copy", "topic", n_train=20, n_dev=6)
+    write_task(folder / "long", "topic", max_length=100)
+    make_bundle(folder, "intent", "slots")
+    write_task(folder / "other", "topic", name="intent", kind="multilabel")
+    put_branch(folder / "foreign", "mood", backbone_of("bert", seed=1), exit_layer=1)
+    (folder / "unknown_key.yaml").write_text("name: a\nkind: classification\nmetrik: accuracy\n")
+    (folder / "not.yaml").write_text("name: [a\n")
+    (folder / "bytes.yaml").write_bytes(b"name: \xff\xfe\n")
+    (folder / "empty").mkdir()
+    (folder / "file").write_text("in the way")
+    return folder
+
+
+TRAIN = ("train", "topic.yaml", "--backbone", "backbone", "--out", "runs", "--precision", "fp32")
+
+REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
+    "no layers": (TRAIN, "nothing to do; give at least one of --layers, or --full"),
+    "layers that are no numbers": ((*TRAIN, "--layers", "2,x"), "--layers is '2,x'; give whole numbers"),
+    "more layers than there are": ((*TRAIN, "--layers", "9"), "--layers 9 is outside 1..4"),
+    "a negative seed": ((*TRAIN, "--layers", "2", "--seeds", "-1"), "seed -1 is below 0"),
+    "a student that does not fit": ((*TRAIN, "--layers", "2", "--student-exits", "4"), "does not fit into 4 layers"),
+    "a tracker nobody knows": ((*TRAIN, "--layers", "2", "--tracker", "tensorbord"), "did you mean 'tensorboard'?"),
+    "an out folder that is a file": ((*TRAIN[:5], "file", "--layers", "2"), "ledger file/ledger.jsonl: cannot"),
+    "no such task file": (("train", "none.yaml", *TRAIN[2:], "--layers", "2"), "task file 'none.yaml': cannot be read"),
+    "an unknown key": (("train", "unknown_key.yaml", *TRAIN[2:]), "unknown key 'metrik'; did you mean 'metric'?"),
+    "a file that is no YAML": (("train", "not.yaml", *TRAIN[2:]), "task file 'not.yaml': not valid YAML"),
+    "a file that is no text": (("train", "bytes.yaml", *TRAIN[2:]), "task file 'bytes.yaml': not valid YAML"),
+    "a task given twice": (("train", "topic.yaml", "copy/topic.yaml", *TRAIN[2:]), "'topic' is described by 2 files"),
+    "too long rows": (("train", "long/topic.yaml", *TRAIN[2:], "--layers", "2"), "max_length 100 is more than the 64"),
+    "no such backbone": (("train", "topic.yaml", "--backbone", "empty", "--out", "runs"), "config.json"),
+    "a plan of nothing": (("plan", "empty"), "has no runs; run `trunkline train` first"),
+    "no such plan": (("merge", "none.json", "--out", "b"), "plan 'none.json': cannot be read"),
+    "a plan that is none": (("merge", "unknown_key.yaml", "--out", "b"), "plan 'unknown_key.yaml': not valid JSON"),
+    "no such bundle": (("inspect", "none"), "none"),
+    "a folder that is no bundle": (("verify", "empty"), "manifest.json"),
+    "a branch of another trunk": (("attach", "bundle", "foreign"), "was trained on trunk"),
+    "a task that is there": (("attach", "bundle", "run-intent"), "is there already"),
+    "an unknown task to detach": (("detach", "bundle", "intend"), "did you mean 'intent'?"),
+    "an unknown task to ask": (("predict", "bundle", "--tasks", "intend"), "did you mean 'intent'?"),
+    "an unknown task to evaluate": (("evaluate", "bundle", "topic.yaml"), "task 'topic': is not in the bundle"),
+    "a part that is not there": (("evaluate", "bundle", "other/topic.yaml", "--part", "test"), "task 'intent'"),
+    "an unknown task to calibrate": (("calibrate", "bundle", "topic.yaml"), "task 'topic': not in bundle"),
+    "another kind to calibrate": (("calibrate", "bundle", "other/topic.yaml"), "the task file says multilabel"),
+}  # fmt: skip
+
+MISUSED: dict[str, tuple[tuple[str, ...], str]] = {
+    "an unknown command": (("trian",), "No such command 'trian'"),
+    "an unknown option": (("inspect", "bundle", "--jsn"), "No such option"),
+    "a value that is no choice": ((*TRAIN, "--select", "test"), "Invalid value for '--select'"),
+    "a number that is none": (("plan", "runs", "--min-gain", "much"), "Invalid value for '--min-gain'"),
+    "a missing argument": (("merge",), "Missing argument"),
+    "a missing option": (("train", "topic.yaml"), "Missing option '--out'"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_refusal_exits_with_1_and_one_message(place: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    arguments, message = REFUSED[name]
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("TRUNKLINE_CACHE", str(place / "cache"))
+    before = tree_bytes(place / "bundle")
+    done = run_cli(*arguments, stdin=b'{"text": "no"}\n')
+    assert (done.code, done.out) == (1, "")
+    # A progress bar that was begun leaves an empty line.
+    assert done.err.lstrip("\n").startswith("error: ")
+    assert message in done.err
+    assert tree_bytes(place / "bundle") == before
+
+
+@pytest.mark.parametrize("name", MISUSED)
+def test_misuse_exits_with_2_and_says_what_is_wrong(place: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    arguments, message = MISUSED[name]
+    monkeypatch.chdir(place)
+    done = run_cli(*arguments)
+    assert (done.code, done.out) == (2, "")
+    assert message in done.err
+    assert "Traceback" not in done.err
+
+
+@pytest.mark.parametrize("min_gain", ["-1", "nan", "inf"])
+def test_a_min_gain_that_is_no_number_from_0_is_refused(place: Path, min_gain: str) -> None:
+    from tests.tiny_records import run_record
+    from trunkline.train.ledger import Ledger
+
+    Ledger(place / "ledger").append(run_record(80.0))
+    done = run_cli("plan", place / "ledger", "--min-gain", min_gain)
+    assert done.code == 1
+    assert "it must be 0 or more" in done.err
+
+
+def start(*arguments: object, **options: Any) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-c", "from trunkline.cli import main; main()", *map(str, arguments)],
+        env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **options,
+    )
+
+
+def test_a_reader_that_goes_away_ends_the_command_quietly(place: Path) -> None:
+    with start("predict", place / "bundle", stdin=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        process.stdin.write(b'{"text": "no"}\n' * 600)
+        process.stdin.close()
+        assert process.stderr.read() == b""
+        assert process.wait(60) == 1
