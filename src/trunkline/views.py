@@ -83,7 +83,8 @@ def answer_table(text: str, answers: Mapping[str, Prediction]) -> RenderableType
     table.add_column(style="cyan")
     table.add_column()
     for task, answer in answers.items():
-        table.add_row(task, answer_text(answer))
+        # As plain text: labels and spans may hold brackets, which rich would take for markup.
+        table.add_row(task, Text(answer_text(answer)))
     return Group(Text(text, style="bold"), table)
 
 

@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
-from trunkline.core.errors import MissingDependencyError, UnknownNameError, nearest_hint
+from trunkline.core.errors import MissingDependencyError, SpecError, UnknownNameError, nearest_hint
 
 Precision: TypeAlias = Literal["fp32", "bf16"]
 
@@ -33,10 +33,11 @@ def make_accelerator(
 
     Raises:
         UnknownNameError: Accelerate knows no such tracker.
+        SpecError: A tracker that writes files has no `log_dir`.
         MissingDependencyError: The tracker's package is not installed; accelerate would go on without it.
     """
     for name in trackers:
-        _check_tracker(name)
+        _check_tracker(name, log_dir)
     accelerator = Accelerator(
         mixed_precision="bf16" if (precision or best_precision()) == "bf16" else "no",
         log_with=list(trackers) or None,
@@ -47,11 +48,13 @@ def make_accelerator(
     return accelerator
 
 
-def _check_tracker(name: str) -> None:
+def _check_tracker(name: str, log_dir: Path | None) -> None:
     if name not in LOGGER_TYPE_TO_CLASS:
         raise UnknownNameError(f"tracker {name!r}: is not known; {nearest_hint(name, LOGGER_TYPE_TO_CLASS)}")
     if name not in {str(found) for found in get_available_trackers()}:
         raise MissingDependencyError(f"tracker {name!r}: its package is not installed; run `pip install {name}`")
+    if LOGGER_TYPE_TO_CLASS[name].requires_logging_directory and log_dir is None:
+        raise SpecError(f"tracker {name!r}: writes files; give log_dir, the folder that it writes to")
 
 
 def _cpu_flags() -> frozenset[str]:

@@ -71,11 +71,12 @@ class RunProgress:
         self.console.print(
             f"{_title(record.spec)}: {record.metric} {record.selection_metric:.1f} on the selection rows{dev} ({when})",
             highlight=False,
+            markup=False,
         )
 
     def note(self, message: str) -> None:
         """Something that its reader should know."""
-        self.console.print(message, style="dim", highlight=False)
+        self.console.print(message, style="dim", highlight=False, markup=False)
 
 
 def _title(spec: RunSpec) -> str:

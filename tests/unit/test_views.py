@@ -1,0 +1,149 @@
+"""Pictures for the terminal: what they say, not how it looks."""
+
+import io
+import re
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console, RenderableType
+
+from tests.tiny_records import run_record
+from trunkline.bundle.manifest import Manifest, TaskEntry, TrunkEntry
+from trunkline.core.types import LabelPrediction, LabelsPrediction, ScorePrediction, Span, SpansPrediction
+from trunkline.train.candidates import candidates_of
+from trunkline.train.plan import make_plan
+from trunkline.views import answer_table, answer_text, bundle_picture, candidate_table, cost_table, plan_table
+
+N_LAYERS = 12
+tasks = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 3)), min_size=1, max_size=8)
+
+
+def drawn(picture: RenderableType) -> str:
+    stream = io.StringIO()
+    Console(file=stream, width=200).print(picture, highlight=False)
+    return stream.getvalue()
+
+
+def manifest_of(branches: list[tuple[int, int]]) -> Manifest:
+    depth = max(exit_layer for exit_layer, _ in branches)
+    entry = TaskEntry(
+        branch="b" * 64,
+        exit_layer=0,
+        own_layers=0,
+        kind="classification",
+        input="text",
+        labels=("a", "b"),
+        label_schema_version=1,
+        metric="accuracy",
+        dev_metric=81.25,
+        pooling="cls",
+        files={},
+    )
+    return Manifest(
+        trunkline_version="0.1.0",
+        backbone="bert",
+        n_layers=N_LAYERS,
+        trunk=TrunkEntry(depth=depth, chain=("c" * 64,) * (depth + 1), files={}),
+        tasks={
+            f"task{i}": msgspec.structs.replace(entry, exit_layer=exit_layer, own_layers=own_layers)
+            for i, (exit_layer, own_layers) in enumerate(branches)
+        },
+    )
+
+
+def total_of(manifest: Manifest) -> int:
+    found = re.search(r"all tasks at once +(\d+)", drawn(cost_table(manifest)))
+    assert found is not None
+    return int(found[1])
+
+
+@given(branches=tasks)
+def test_the_cost_shown_is_the_trunk_once_plus_every_branch(branches: list[tuple[int, int]]) -> None:
+    assert total_of(manifest_of(branches)) == max(e for e, _ in branches) + sum(own for _, own in branches)
+
+
+@given(branches=tasks, own_layers=st.integers(0, 3), data=st.data())
+def test_one_more_task_costs_its_own_layers_alone_when_the_trunk_is_deep_enough(
+    branches: list[tuple[int, int]], own_layers: int, data: st.DataObject
+) -> None:
+    # Paper section 4.1: the overhead is linear in the tasks, however many there are already.
+    exit_layer = data.draw(st.integers(0, max(e for e, _ in branches)))
+    more = manifest_of([*branches, (exit_layer, own_layers)])
+    assert total_of(more) - total_of(manifest_of(branches)) == own_layers
+
+
+def test_each_task_is_shown_with_what_it_costs_alone_and_added() -> None:
+    shown = drawn(bundle_picture(manifest_of([(7, 1), (4, 3)])))
+    rows = {line.split()[0]: line.split()[1:] for line in shown.splitlines() if line.startswith("task")}
+    assert rows == {"task0": ["7", "+", "1", "1", "12"], "task1": ["4", "+", "3", "3", "12"]}
+    assert "7 of 12 layers" in shown
+    assert "11 (46%)" in shown
+
+
+def test_branches_hang_below_the_layer_they_leave_at() -> None:
+    lines = drawn(bundle_picture(manifest_of([(0, 1), (2, 2)]))).splitlines()
+    found = [line.strip("│├└─ ") for line in lines[: next(i for i, line in enumerate(lines) if not line.strip())]]
+    assert [line.split(" classification")[0] for line in found] == [
+        "trunk  bert: 2 of 12 layers",
+        "embeddings",
+        "task0 [0]",
+        "layer 0",
+        "layer 1",
+        "task1 [2] [3]",
+    ]
+    assert "accuracy 81.2 on dev" in found[2]
+
+
+def test_an_empty_bundle_can_be_drawn() -> None:
+    empty = msgspec.structs.replace(manifest_of([(3, 1)]), tasks={})
+    assert total_of(empty) == 0
+
+
+def test_candidates_show_mean_spread_and_maximum() -> None:
+    records = [run_record(80.0 + s, dev=70.0 + s, seed=s) for s in range(3)]
+    line = drawn(candidate_table(candidates_of(records))).splitlines()[-1].split()
+    assert line == ["mood", "partial", "2", "2", "accuracy", "81.0", "71.0", "1.0", "72.0", "3", "8"]
+
+
+def test_students_from_the_backbone_are_told_from_those_of_a_teacher() -> None:
+    records = [run_record(80.0, arm="student", own_layers=1, init=init) for init in ("backbone", "teacher")]
+    shown = drawn(candidate_table(candidates_of(records)))
+    assert shown.count("student (from backbone)") == 1
+    assert shown.count("student") == 2
+
+
+def test_a_plan_says_why_and_what_it_costs() -> None:
+    candidates = candidates_of([run_record(80.0), run_record(85.0, exit_layer=1, own_layers=3)])
+    folders = {c.run_id: "" for c in candidates}
+    shown = drawn(plan_table(make_plan(candidates, min_gain=2.0, backbone="b", n_layers=4, branch_folders=folders)))
+    assert "mood: start at 2 layers with 80.0; 3 layers 85.0 (+5.00 a layer): accepted" in shown
+    assert "trunk 1 + branches 3 = 4 layers; 4 for single models (100%)" in shown
+
+
+SPAN = Span(label="city", start=3, end=8, text="paris", confidence=0.5)
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        (LabelPrediction(label="yes", confidence=0.912, probabilities={}), "yes (0.91)"),
+        (LabelPrediction(label=None, confidence=0.4, probabilities={}), "abstains (0.40)"),
+        (LabelsPrediction(labels=("a", "b"), probabilities={"a": 0.9, "b": 0.6, "c": 0.1}), "a (0.90), b (0.60)"),
+        (LabelsPrediction(labels=(), probabilities={"a": 0.1}), "none"),
+        (ScorePrediction(score=3.456), "3.46"),
+        (SpansPrediction(spans=(SPAN,)), "city: 'paris' [3:8]"),
+        (SpansPrediction(spans=()), "no spans"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_an_answer_is_a_few_words(answer: object, text: str) -> None:
+    assert answer_text(answer) == text  # type: ignore[arg-type]
+
+
+def test_brackets_in_texts_and_labels_are_shown_as_they_are() -> None:
+    span = msgspec.structs.replace(SPAN, text="[/b] [red]x")
+    shown = drawn(answer_table("see [/red]", {"slots": SpansPrediction(spans=(span,))}))
+    assert "see [/red]" in shown
+    assert "city: '[/b] [red]x' [3:8]" in shown
