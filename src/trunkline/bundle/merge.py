@@ -136,15 +136,23 @@ def attach(bundle: Bundle, folder: Path, *, backbone: Backbone | None = None) ->
         return _put(current, branch, folder, backbone)
 
 
-def replace(bundle: Bundle, folder: Path, *, backbone: Backbone | None = None) -> Manifest:
-    """Put another branch in the place of a task's present one; arguments and errors as of `attach`.
+def replace(bundle: Bundle, folder: Path, *, backbone: Backbone | None = None, expected: str | None = None) -> Manifest:
+    """Put another branch in the place of a task's present one; errors as of `attach` besides.
+
+    Args:
+        bundle: The bundle; its manifest is read again under the lock.
+        folder: The branch, as written by `write_branch`.
+        backbone: As for `attach`.
+        expected: Digest of the branch that must still be the present one; None takes whichever is there.
 
     Raises:
         MissingBranchError: The bundle has no such task.
+        BundleError: Another writer replaced the ``expected`` branch in the meantime.
     """
     branch = read_branch(folder)
     with _locked(bundle.path) as current:
         _require_task(current, branch.spec.task)
+        _require_expected(current, branch.spec.task, expected)
         return _put(current, branch, folder, backbone)
 
 
@@ -183,6 +191,15 @@ def _require_task(bundle: Bundle, task: str) -> None:
         raise MissingBranchError(
             f"bundle {str(bundle.path)!r}: has no task {task!r}; {nearest_hint(task, bundle.manifest.tasks)} "
             "(attach adds a new one)"
+        )
+
+
+def _require_expected(bundle: Bundle, task: str, expected: str | None) -> None:
+    present = bundle.manifest.tasks[task].branch
+    if expected not in (None, present):
+        raise BundleError(
+            f"bundle {str(bundle.path)!r}: task {task!r} now has branch {present}; {expected} was to be replaced, and "
+            "another writer came first; nothing was changed: start again from the present branch"
         )
 
 

@@ -54,6 +54,7 @@ def calibrate(path: Path, task: TaskSpec, *, abstain_below: float | None = None)
         UnknownNameError: The bundle has no such task.
         SpecError: The task file speaks of another kind of task than the branch, or `abstain_below` does not fit.
         DataError: The rows are wrong, or the kind has nothing to calibrate.
+        BundleError: Another writer replaced the task's branch in the meantime; its branch stays.
     """
     bundle = open_bundle(path)
     if task.name not in bundle.manifest.tasks:
@@ -77,7 +78,7 @@ def calibrate(path: Path, task: TaskSpec, *, abstain_below: float | None = None)
     with tempfile.TemporaryDirectory() as folder:
         branch = Path(folder) / "branch"
         digest = write_branch(branch, changed, stored.tensors, stored.golden)
-        replace(bundle, branch)
+        replace(bundle, branch, expected=stored.digest)
     return Calibrated(
         task=task.name,
         branch=digest,

@@ -212,6 +212,15 @@ def test_replacing_by_a_branch_of_another_trunk_is_refused(bundle: Bundle, tmp_p
     assert tree_bytes(bundle.path) == before
 
 
+def test_replacing_a_branch_that_is_no_longer_the_expected_one_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+    expected = bundle.manifest.tasks["intent"].branch
+    replace(bundle, put_branch(tmp_path / "first", "intent", backbone_of(), seed=7), expected=expected)
+    before = tree_bytes(bundle.path)
+    with pytest.raises(BundleError, match=f"{expected} was to be replaced, and another writer came first"):
+        replace(bundle, put_branch(tmp_path / "second", "intent", backbone_of(), seed=8), expected=expected)
+    assert tree_bytes(bundle.path) == before
+
+
 def test_an_open_bundle_still_reads_after_a_replace(bundle: Bundle, tmp_path: Path) -> None:
     digest = bundle.branch("intent").digest
     replace(bundle, put_branch(tmp_path / "run", "intent", backbone_of(), seed=7))

@@ -6,11 +6,13 @@ import msgspec
 import numpy as np
 import pytest
 
-from tests.tiny_bundles import make_bundle, tree_bytes
+from tests.tiny_bundles import backbone_of, make_bundle, put_branch, tree_bytes
 from tests.tiny_tasks import write_rows
-from trunkline.bundle.store import open_bundle
-from trunkline.core.errors import DataError, SpecError, UnknownNameError
-from trunkline.core.specs import DataSpec, TaskSpec
+from trunkline.bundle.merge import replace
+from trunkline.bundle.store import open_bundle, read_branch
+from trunkline.core.errors import BundleError, DataError, SpecError, UnknownNameError
+from trunkline.core.specs import BranchSpec, Calibration, DataSpec, TaskSpec
+from trunkline.engine import calibrate as calibrating
 from trunkline.engine.calibrate import calibrate
 from trunkline.engine.engine import Engine
 from trunkline.engine.verify import verify
@@ -53,6 +55,22 @@ def test_calibrating_twice_changes_nothing_more(tmp_path: Path) -> None:
     tree = tree_bytes(bundle.path)
     assert calibrate(bundle.path, task_of(tmp_path, "intent")).branch == first.branch
     assert tree_bytes(bundle.path) == tree
+
+
+def test_a_branch_that_another_writer_put_there_meanwhile_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = make_bundle(tmp_path, "intent")
+    newer = put_branch(tmp_path / "newer", "intent", backbone_of(), seed=7)
+
+    def fit_while_another_replaces(branch: BranchSpec, *_: object) -> Calibration:
+        replace(bundle, newer)
+        return branch.calibration
+
+    monkeypatch.setattr(calibrating, "fit_calibration", fit_while_another_replaces)
+    with pytest.raises(BundleError, match="another writer came first"):
+        calibrate(bundle.path, task_of(tmp_path, "intent"))
+    assert open_bundle(bundle.path).branch("intent").digest == read_branch(newer).digest
 
 
 def test_thresholds_never_lower_the_f1_of_their_rows_by_label(tmp_path: Path) -> None:
