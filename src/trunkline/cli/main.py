@@ -9,7 +9,7 @@ import msgspec
 import typer
 
 import trunkline
-from trunkline.core.errors import SpecError, TrunklineError
+from trunkline.core.errors import MissingDependencyError, SpecError, TrunklineError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -29,16 +29,31 @@ TaskFiles = Annotated[list[Path], typer.Argument(help="Task files (YAML).")]
 BackboneOption = Annotated[str, typer.Option(help="'minilm', a folder, or a name on the Hugging Face Hub.")]
 DeeperOption = Annotated[str | None, typer.Option(help="The backbone; needed to make the trunk deeper.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value instead of tables.")]
+# Modules that the extra `train` brings; without it inspect, plan, merge, attach, replace and detach still work.
+TRAIN_MODULES = frozenset({"accelerate", "datasets", "pyarrow", "scipy", "seqeval", "sklearn", "torch", "transformers"})
 
 
 def main() -> NoReturn:
     """Run the command line; a deliberate error ends it with its message and exit code 1."""
     try:
-        app(prog_name="trunkline")
+        _run()
     except TrunklineError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(1)
     sys.exit(0)
+
+
+def _run() -> None:
+    try:
+        app(prog_name="trunkline")
+    except ModuleNotFoundError as error:
+        module = (error.name or "").partition(".")[0]
+        if module not in TRAIN_MODULES:
+            raise
+        raise MissingDependencyError(
+            f"package {module!r}: not installed; this command needs it; "
+            "install the extra with: pip install 'trunkline[train]'"
+        ) from error
 
 
 @app.callback(invoke_without_command=True)
@@ -80,7 +95,7 @@ def train(  # noqa: PLR0913 - each option is one of the request's fields
     from trunkline.train.candidates import candidates_of
     from trunkline.train.device import make_accelerator
     from trunkline.train.ledger import Ledger
-    from trunkline.train.pipeline import check_request, train_task
+    from trunkline.train.pipeline import check_request, train_tasks
     from trunkline.train.progress import RunProgress
     from trunkline.train.run import Workbench
 
@@ -104,7 +119,7 @@ def train(  # noqa: PLR0913 - each option is one of the request's fields
     with RunProgress(Console(stderr=True), accelerator) as progress:
         cache = ActivationCache(default_cache_root(), on_rows=progress.rows)
         bench = Workbench.build(loaded, Ledger(out), cache, accelerator=accelerator, reporter=progress)
-        records = [record for spec in specs for record in train_task(bench, spec, request)]
+        records = train_tasks(bench, specs, request)
     if as_json:
         _print_json(records)
     else:

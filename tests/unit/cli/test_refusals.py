@@ -12,6 +12,7 @@ from tests.tiny import write_checkpoint
 from tests.tiny_bundles import backbone_of, make_bundle, put_branch, tree_bytes
 from tests.tiny_cli import run_cli
 from tests.tiny_tasks import write_task
+from trunkline.cli import main
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -133,3 +134,46 @@ def test_a_reader_that_goes_away_ends_the_command_quietly(place: Path) -> None:
         process.stdin.close()
         assert process.stderr.read() == b""
         assert process.wait(60) == 1
+
+
+WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = None
+from trunkline.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (*TRAIN, "--layers", "2"),
+        ("predict", "bundle"),
+        ("verify", "bundle"),
+        ("evaluate", "bundle", "other/topic.yaml"),
+        ("calibrate", "bundle", "other/topic.yaml"),
+        ("demo", "--out", "demo"),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_without_torch_a_command_names_the_extra(place: Path, arguments: tuple[str, ...]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, *arguments],
+        cwd=place,
+        env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
+        capture_output=True,
+        check=False,
+        input=b"",
+    )
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr.decode() == (
+        "error: package 'torch': not installed; this command needs it; "
+        "install the extra with: pip install 'trunkline[train]'\n"
+    )
+
+
+def test_a_module_of_no_extra_that_is_missing_is_no_refusal(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "trunkline.engine.verify", None)
+    monkeypatch.setattr(sys, "argv", ["trunkline", "verify", str(place / "bundle")])
+    with pytest.raises(ModuleNotFoundError, match=r"trunkline\.engine\.verify"):
+        main()
