@@ -20,6 +20,7 @@ def run_spec(**changes: Any) -> RunSpec:
         "hyperparameters": Hyperparameters(),
         "selection": "train_slice",
         "cache_dtype": "bfloat16",
+        "precision": "fp32",
     }
     return RunSpec(**(fields | changes))
 

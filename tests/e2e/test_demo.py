@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from tests.tiny import write_tiny_checkpoint
+from trunkline.core.errors import SpecError
 from trunkline.demo.run import run_demo
 from trunkline.engine.engine import Engine
 from trunkline.engine.verify import verify
@@ -44,6 +45,15 @@ def test_its_bundle_verifies_and_answers_every_task(demo: Path) -> None:
     assert len(verify(demo / "bundle").tasks) == 6
     (answers,) = Engine.open(demo / "bundle").predict(["turn the light in the kitchen on"])
     assert set(answers) == {"domain", "intent", "slots", "topics", "urgency"}
+
+
+def test_it_empties_no_folder_that_it_did_not_make(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "mine.txt").write_text("mine")
+    write_tiny_checkpoint(tmp_path / "backbone", "bert")
+    with pytest.raises(SpecError, match="was not made by the demo"):
+        run_demo(tmp_path, data=None, backbone_name=str(tmp_path / "backbone"))
+    assert (tmp_path / "data" / "mine.txt").read_text() == "mine"
 
 
 def test_it_names_the_real_set_that_a_data_folder_lacks(

@@ -30,7 +30,8 @@ def read_part(task: TaskSpec, part: Part) -> list[Example]:
         part: Which part. Train is cut to ``max_train_rows`` by a seeded sample that keeps the order.
 
     Returns:
-        Labelled rows in the order of the file; at least one.
+        Rows in the order of the file, at least one; labelled, but for train rows whose label is null: students learn
+        from their teacher's answers to those.
 
     Raises:
         SpecError: The task names no such part.
@@ -41,7 +42,9 @@ def read_part(task: TaskSpec, part: Part) -> list[Example]:
     if source is None:
         raise SpecError(f"task {task.name!r}: has no {part} data; name a file under data.{part} in the task file")
     labels = listed_labels(task) if part == "train" else None
-    parser = _Parser(task.kind, task.input == "pair", task.columns, frozenset(labels) if labels else None)
+    parser = _Parser(
+        task.kind, task.input == "pair", task.columns, frozenset(labels) if labels else None, part == "train"
+    )
     found = read_rows(source, parser.wanted)
     if is_table(source):
         found = ((where, parser.from_cells(row)) for where, row in found)
@@ -85,6 +88,7 @@ class _Parser:
     pair: bool
     columns: Columns
     known: frozenset[str] | None
+    may_lack_label: bool
 
     @property
     def wanted(self) -> tuple[str, ...]:
@@ -115,19 +119,26 @@ class _Parser:
         if self.kind == "tagging":
             example = self._tagged(where, row)
         else:
-            read_target = _TARGETS[self.kind]
             label = self.columns.labels if self.kind == "multilabel" else self.columns.label
             example = Example(
                 text=_text(row, self.columns.text, where),
                 text_pair=_text(row, self.columns.text_pair, where) if self.pair else None,
-                target=read_target(_value(row, label, where), label, where),
+                target=None
+                if self._lacks(row, label)
+                else _TARGETS[self.kind](_value(row, label, where), label, where),
             )
         if self.known is not None:
             self._check_known(example, where)
         return example
 
+    def _lacks(self, row: dict[str, Any], column: str) -> bool:
+        return self.may_lack_label and column in row and row[column] is None
+
     def _tagged(self, where: str, row: dict[str, Any]) -> Example:
         words = _words(row, self.columns.tokens, where)
+        if self._lacks(row, self.columns.tags):
+            text, spans = join_words(words)
+            return Example(text=text, word_spans=spans)
         tags = _strings(_value(row, self.columns.tags, where), self.columns.tags, where)
         if len(words) != len(tags):
             raise DataError(f"{where}: has {len(words)} tokens and {len(tags)} tags; give each token one tag")

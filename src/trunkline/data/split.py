@@ -13,17 +13,18 @@ SELECTION_SHARE = 0.1
 def selection_slice(train: Sequence[Example]) -> tuple[list[Example], list[Example]]:
     """Split train into rows to learn from and rows to choose on.
 
-    The slice is a seeded tenth, at least 300 rows and at most half. It depends on the number of rows alone, so
-    that all runs of a task, and its calibration, see the same slice.
+    The slice is a seeded tenth of the labelled rows, at least 300 and at most half of them. It depends on their number
+    alone, so that all runs of a task, and its calibration, see the same slice.
 
     Args:
-        train: At least 2 examples.
+        train: At least 2 labelled examples; those without a label are learned from.
 
     Returns:
         Rows to learn from and rows to choose on, each in the order of train.
     """
-    n_slice = min(max(MIN_SELECTION_ROWS, round(SELECTION_SHARE * len(train))), len(train) // 2)
-    chosen = set(np.random.default_rng(0).permutation(len(train))[:n_slice].tolist())
+    labelled = [i for i, example in enumerate(train) if example.target is not None]
+    n_slice = min(max(MIN_SELECTION_ROWS, round(SELECTION_SHARE * len(labelled))), len(labelled) // 2)
+    chosen = {labelled[i] for i in np.random.default_rng(0).permutation(len(labelled))[:n_slice]}
     return (
         [example for i, example in enumerate(train) if i not in chosen],
         [example for i, example in enumerate(train) if i in chosen],

@@ -23,7 +23,7 @@ from trunkline.train.cache import ActivationCache, default_cache_root
 from trunkline.train.candidates import candidates_of
 from trunkline.train.device import make_accelerator
 from trunkline.train.ledger import Ledger
-from trunkline.train.pipeline import train_task
+from trunkline.train.pipeline import train_tasks
 from trunkline.train.plan import plan_runs, write_plan
 from trunkline.train.progress import RunProgress
 from trunkline.train.run import Workbench
@@ -40,6 +40,8 @@ REQUEST = TrainRequest(
 )
 MIN_GAIN = 1.0
 N_ASKED = 2
+MARKER = ".trunkline-demo"
+"""Says that the demo made the folder, and may empty it."""
 
 
 class RealSet(Spec, frozen=True, kw_only=True):
@@ -105,14 +107,19 @@ def run_demo(
         request: What is trained for each task.
 
     Raises:
-        SpecError: The folder lacks a data set that the demo uses.
+        SpecError: `data` lacks a data set that the demo uses, or `out` is a folder that the demo did not make.
     """
     console = Console()
     started = time.perf_counter()
-    tasks = _sample_tasks(out / "data") if data is None else _real_tasks(data)
     backbone = load_backbone(backbone_name)
-    for leftover in (out / "runs", out / "bundle"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    _refuse_foreign_folder(out)
+    if data is not None:
+        _check_real_sets(data)
+    for leftover in ("data", "runs", "bundle"):
+        shutil.rmtree(out / leftover, ignore_errors=True)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / MARKER).touch()
+    tasks = [read_task(path) for path in write_samples(out / "data")] if data is None else _real_tasks(data)
     ledger = _train(console, tasks, backbone, runs=out / "runs", request=request)
     bundle = _plan_and_merge(console, ledger, backbone, out / "bundle")
     engine = Engine.open(bundle.path)
@@ -124,18 +131,22 @@ def run_demo(
     return report
 
 
-def _sample_tasks(folder: Path) -> list[TaskSpec]:
-    shutil.rmtree(folder, ignore_errors=True)
-    return [read_task(path) for path in write_samples(folder)]
+def _refuse_foreign_folder(out: Path) -> None:
+    """A folder that the demo did not make is not emptied."""
+    if out.exists() and not (out / MARKER).exists() and (not out.is_dir() or any(out.iterdir())):
+        raise SpecError(f"demo folder {str(out)!r}: exists and was not made by the demo; choose another --out")
 
 
-def _real_tasks(folder: Path) -> list[TaskSpec]:
+def _check_real_sets(folder: Path) -> None:
     for real in REAL_SETS:
         if not (folder / real.name / "train.jsonl.gz").is_file():
             wanted = ", ".join(each.name for each in REAL_SETS)
             raise SpecError(
                 f"data folder {str(folder)!r}: {real.name}/train.jsonl.gz is missing; it must hold {wanted}"
             )
+
+
+def _real_tasks(folder: Path) -> list[TaskSpec]:
     return [
         TaskSpec(
             name=real.name,
@@ -160,8 +171,7 @@ def _train(console: Console, tasks: list[TaskSpec], backbone: Backbone, *, runs:
     with RunProgress(console, accelerator) as progress:
         cache = ActivationCache(default_cache_root(), on_rows=progress.rows)
         bench = Workbench.build(backbone, ledger, cache, accelerator=accelerator, reporter=progress)
-        for task in tasks:
-            train_task(bench, task, request)
+        train_tasks(bench, tasks, request)
     console.print(candidate_table(candidates_of(ledger.records())), highlight=False)
     return ledger
 
@@ -180,7 +190,9 @@ def _plan_and_merge(console: Console, ledger: Ledger, backbone: Backbone, out: P
 
 def _report(engine: Engine, bundle: Bundle, tasks: list[TaskSpec], ledger: Ledger, *, started: float) -> DemoReport:
     untrained = {
-        record.spec.task: record.untrained_dev_metric for record in ledger.records() if record.spec.arm == "partial"
+        record.spec.task: record.untrained_dev_metric
+        for record in ledger.records()
+        if record.untrained_dev_metric is not None
     }
     reported = []
     for task in tasks:
@@ -191,7 +203,7 @@ def _report(engine: Engine, bundle: Bundle, tasks: list[TaskSpec], ledger: Ledge
                 kind=task.kind,
                 metric=entry.metric,
                 dev_metric=evaluate(engine, task, "dev").points,
-                untrained_metric=untrained[task.name] or 0.0,
+                untrained_metric=untrained[task.name],
                 exit_layer=entry.exit_layer,
                 own_layers=entry.own_layers,
             )

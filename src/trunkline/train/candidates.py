@@ -78,7 +78,9 @@ def candidates_of(records: Sequence[RunRecord]) -> list[Candidate]:
     for group in groups.values():
         candidate = _candidate(group)
         key = _identity(candidate)
-        if key not in best or candidate.selection_mean > best[key].selection_mean:
+        # A mean over more seeds is worth more than a lucky one.
+        rank = (len(candidate.seeds), candidate.selection_mean)
+        if key not in best or rank > (len(best[key].seeds), best[key].selection_mean):
             best[key] = candidate
     return sorted(best.values(), key=lambda c: (c.task, c.own_layers, c.exit_layer, c.arm, c.init))
 

@@ -2,15 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, TypeAlias
 
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
 from trunkline.core.errors import MissingDependencyError, SpecError, UnknownNameError, nearest_hint
-
-Precision: TypeAlias = Literal["fp32", "bf16"]
+from trunkline.train.spec import Precision
 
 
 def best_precision() -> Precision:

@@ -31,11 +31,16 @@ class Ledger:
         """All records, in the order they were finished.
 
         Raises:
-            TrainingError: A whole line is not a record.
+            TrainingError: The file cannot be read, or a whole line is not a record.
         """
-        if not self.path.exists():
+        try:
+            lines = self.path.read_bytes().split(b"\n")
+        except FileNotFoundError:
             return []
-        lines = self.path.read_bytes().split(b"\n")
+        except OSError as error:
+            raise TrainingError(
+                f"ledger {self.path}: cannot be read ({error.strerror or error}); check the folder and its permissions"
+            ) from error
         return [self._decode(line, number) for number, line in enumerate(lines[:-1], start=1) if line]
 
     def find(self, spec: RunSpec) -> RunRecord | None:
@@ -56,6 +61,15 @@ class Ledger:
             if record.run_id == run_id:
                 return record
         raise TrainingError(f"run {run_id!r} is not in {self.path}; run `trunkline train` again")
+
+    def renew(self, record: RunRecord) -> None:
+        """Record again that a run was asked for, if the task's latest record is of other rows, labels or selection.
+
+        What was asked for last is what is planned.
+        """
+        latest = next((each for each in reversed(self.records()) if each.spec.task == record.spec.task), None)
+        if latest is not None and latest.spec.variant != record.spec.variant:
+            self.append(record)
 
     def make_folder(self) -> None:
         """Make the folder, so that what cannot be written is refused before a run and not after it.

@@ -4,7 +4,7 @@ Which runs are needed follows from the request and from the metrics of earlier r
 the ledger, so a pipeline that was killed goes on where it stopped.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from trunkline.core.specs import TaskSpec
 from trunkline.model.backbone import Backbone
 from trunkline.train.candidates import Candidate, best_partial, candidates_of
 from trunkline.train.prepare import PreparedTask, prepare
-from trunkline.train.run import Start, Workbench, branch_logits, execute
+from trunkline.train.run import Start, Workbench, execute, teacher_logits
 from trunkline.train.spec import Arm, Hyperparameters, Init, RunRecord, RunSpec, TrainRequest
 
 
@@ -45,38 +45,52 @@ def check_request(request: TrainRequest, n_layers: int) -> None:
                 )
 
 
-def train_task(bench: Workbench, task: TaskSpec, request: TrainRequest) -> list[RunRecord]:
-    """Run everything that the request asks for one task.
+def train_tasks(bench: Workbench, tasks: Sequence[TaskSpec], request: TrainRequest) -> list[RunRecord]:
+    """Run everything that the request asks, for one task after the other.
+
+    All tasks are read and checked before the first run.
 
     Args:
         bench: Backbone, ledger, cache.
-        task: What to learn.
+        tasks: What to learn.
         request: Layers, seeds, students.
 
     Returns:
         The records, in the order of the runs.
 
     Raises:
-        SpecError: The request does not fit the backbone.
+        SpecError: The request or a task does not fit the backbone.
         DataError: A row is wrong.
         TrainingError: A run failed.
     """
     check_request(request, bench.backbone.config.n_layers)
-    _check_length(task, bench.backbone)
-    prepared = prepare(task, bench.backbone.tokenizer, selection=request.selection)
-    _tell_about_data(bench, prepared)
-    runs = _Runs(bench, prepared, request)
+    for task in tasks:
+        _check_length(task, bench.backbone)
+    prepared = [prepare(task, bench.backbone.tokenizer, selection=request.selection) for task in tasks]
+    for each in prepared:
+        _tell_about_data(bench, each)
+    return [record for each in prepared for record in _train_prepared(bench, each, request)]
+
+
+def train_task(bench: Workbench, task: TaskSpec, request: TrainRequest) -> list[RunRecord]:
+    """`train_tasks` of a single task."""
+    return train_tasks(bench, [task], request)
+
+
+def _train_prepared(bench: Workbench, task: PreparedTask, request: TrainRequest) -> list[RunRecord]:
+    name = task.spec.name
+    runs = _Runs(bench, task, request)
     records = []
     if request.full:
         records += [runs.full(seed) for seed in request.seeds]
     partial = [runs.partial(layers, seed) for layers in request.layers for seed in request.seeds]
     records += partial
     if request.student_layers and not partial:
-        bench.reporter.note(f"task {task.name!r}: no students, which need a partially fine-tuned teacher (--layers)")
+        bench.reporter.note(f"task {name!r}: no students, which need a partially fine-tuned teacher (--layers)")
     if request.student_layers and partial:
         teacher = best_partial(candidates_of(partial))
         bench.reporter.note(
-            f"task {task.name!r}: the teacher has {teacher.own_layers} layers "
+            f"task {name!r}: the teacher has {teacher.own_layers} layers "
             f"({teacher.metric} {teacher.selection_mean:.1f} on the selection rows)"
         )
         records += runs.students(teacher)
@@ -139,7 +153,7 @@ class _Runs:
         records = []
         for spec in self._student_specs(teacher):
             if taught is None and self.bench.ledger.find(spec) is None:
-                taught = branch_logits(self.bench, found.spec, stored.tensors, self.task)
+                taught = teacher_logits(self.bench, found.spec, stored.tensors, self.task)
             start = initial_tensors(
                 self.bench.backbone,
                 stored.tensors if spec.init == "teacher" else None,
@@ -198,6 +212,7 @@ class _Runs:
             "seed": seed,
             "selection": self.request.selection,
             "cache_dtype": self.request.cache_dtype,
+            "precision": "bf16" if self.bench.accelerator.mixed_precision == "bf16" else "fp32",
         }
 
 
@@ -215,5 +230,3 @@ def _tell_about_data(bench: Workbench, task: PreparedTask) -> None:
         bench.reporter.note(f"task {name!r}: {task.n_truncated} of {task.n_rows} rows were cut to max_length tokens")
     if task.n_unseen_labels:
         bench.reporter.note(f"task {name!r}: {task.n_unseen_labels} dev labels are not in train and count as errors")
-    if all(example.target is None for example in task.fit.examples):
-        raise SpecError(f"task {name!r}: no train row has a label; fine-tuning needs labels")

@@ -5,12 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+import msgspec
+
 from trunkline.bundle.files import swap_file
-from trunkline.core.errors import SpecError, UnknownNameError, nearest_hint
+from trunkline.core.errors import BundleError, SpecError, UnknownNameError, nearest_hint
 from trunkline.core.specs import Metric, Spec, decode_spec, encode_spec
 from trunkline.train.candidates import Candidate, candidates_of
 from trunkline.train.ledger import Ledger
-from trunkline.train.spec import RunRecord, RunSpec
+from trunkline.train.spec import RunRecord
 
 
 class Priced(Protocol):
@@ -67,6 +69,7 @@ class Plan(Spec, frozen=True, kw_only=True):
         trunk_depth: Deepest exit layer.
         layer_cost: Trunk depth plus all own layers.
         single_task_layers: What one whole backbone a task would cost.
+        n_runs_left_out: Runs of these tasks on other rows, labels or selection than were asked for last.
     """
 
     min_gain: float
@@ -76,6 +79,7 @@ class Plan(Spec, frozen=True, kw_only=True):
     trunk_depth: int
     layer_cost: int
     single_task_layers: int
+    n_runs_left_out: int = 0
 
 
 def choose_by_gain(candidates: Sequence[PricedT], *, min_gain: float) -> tuple[PricedT, str]:
@@ -178,8 +182,9 @@ def _layers(count: int) -> str:
 def plan_runs(runs: Path, *, min_gain: float, tasks: Sequence[str] | None = None) -> Plan:
     """Plan from a runs folder.
 
-    Of each task only those runs compete that saw the same rows, labels and selection as its latest one: metrics on
-    other rows cannot be compared, and a redefined task is another task.
+    Of each task only those runs compete that saw the same rows, labels and selection as the one that was asked for
+    last: metrics on other rows cannot be compared, and a redefined task is another task. How many were left out
+    stands in the plan.
 
     Args:
         runs: Folder that training wrote.
@@ -196,34 +201,39 @@ def plan_runs(runs: Path, *, min_gain: float, tasks: Sequence[str] | None = None
     for task in tasks or ():
         if task not in known:
             raise UnknownNameError(f"plan: task {task!r} is not in {ledger.path}; {nearest_hint(task, known)}")
-    records = _comparable([record for record in records if tasks is None or record.spec.task in tasks])
+    asked = [record for record in records if tasks is None or record.spec.task in tasks]
+    records = _comparable(asked)
     used = {record.spec.backbone_digest for record in records}
     if not records:
         raise SpecError(f"plan: {ledger.path} has no runs; run `trunkline train` first")
     if len(used) > 1:
         raise SpecError(f"plan: {ledger.path} holds runs on {len(used)} backbones; plan each from a folder of its own")
     candidates = candidates_of(records)
-    return make_plan(
+    plan = make_plan(
         candidates,
         min_gain=min_gain,
         backbone=records[-1].backbone,
         n_layers=records[-1].n_layers,
         branch_folders={c.run_id: str(ledger.branch_folder(c.run_id).resolve()) for c in candidates},
     )
+    return msgspec.structs.replace(plan, n_runs_left_out=len(asked) - len(records))
 
 
 def _comparable(records: Sequence[RunRecord]) -> list[RunRecord]:
-    latest = {record.spec.task: _rows_and_labels(record.spec) for record in records}
-    return [record for record in records if _rows_and_labels(record.spec) == latest[record.spec.task]]
-
-
-def _rows_and_labels(spec: RunSpec) -> tuple[str, str, str]:
-    return spec.task_digest, spec.data_digest, spec.selection
+    latest = {record.spec.task: record.spec.variant for record in records}
+    return [record for record in records if record.spec.variant == latest[record.spec.task]]
 
 
 def write_plan(plan: Plan, path: Path) -> Path:
-    """Write a plan as JSON, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a plan as JSON, whole or not at all.
+
+    Raises:
+        BundleError: It cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BundleError(f"plan {str(path)!r}: its folder cannot be made ({error}); choose another place") from error
     swap_file(path, encode_spec(plan))
     return path
 

@@ -10,7 +10,7 @@ import numpy as np
 from trunkline.core.errors import DataError
 from trunkline.core.specs import DataSpec, Selection, TaskSpec, spec_digest
 from trunkline.core.types import Encoded, Example
-from trunkline.data.labels import labels_of, unseen_labels
+from trunkline.data.labels import label_index, labels_of, unseen_labels
 from trunkline.data.read import read_part
 from trunkline.data.split import selection_slice
 from trunkline.data.tokenize import Tokenizer, word_positions
@@ -76,8 +76,10 @@ class PreparedTask:
 
     @property
     def task_digest(self) -> str:
-        """Digest of what the task is, wherever its files lie."""
-        return spec_digest(msgspec.structs.replace(self.spec, data=DataSpec(), labels=self.labels or None))
+        """Digest of what the task is, wherever its files lie; where its head reads is a run's choice."""
+        return spec_digest(
+            msgspec.structs.replace(self.spec, data=DataSpec(), labels=self.labels or None, pooling="cls")
+        )
 
 
 def prepare(task: TaskSpec, tokenizer: Tokenizer, *, selection: Selection) -> PreparedTask:
@@ -93,8 +95,9 @@ def prepare(task: TaskSpec, tokenizer: Tokenizer, *, selection: Selection) -> Pr
     """
     train = read_part(task, "train")
     dev = read_part(task, "dev") if task.data.dev else None
-    if len(train) < 2:
-        raise DataError(f"task {task.name!r}: train has {len(train)} rows; give at least 2")
+    n_labelled = sum(example.target is not None for example in train)
+    if n_labelled < 2:
+        raise DataError(f"task {task.name!r}: train has {n_labelled} labelled rows; give at least 2")
     labels = labels_of(task, train)
     mean, std = _score_scale(task, train)
     encode = _Encoder(task, tokenizer, labels, mean, std)
@@ -141,7 +144,7 @@ class _Encoder:
             positions = tuple(
                 word_positions(row, example.word_spans or ()) for row, example in zip(rows, examples, strict=True)
             )
-        index = {label: i for i, label in enumerate(self.labels)}
+        index = label_index(self.labels)
         targets = tuple(
             self._target(example, index, None if positions is None else positions[i])
             for i, example in enumerate(examples)
@@ -182,7 +185,8 @@ def _digest(parts: Mapping[str, Split], *, scale: tuple[float, float]) -> str:
         digest.update(f"scale {scale}\n".encode())
     for name, part in parts.items():
         digest.update(f"{name} {len(part)}\n".encode())
-        for row, target in zip(part.rows, part.targets, strict=True):
+        for row, example in zip(part.rows, part.examples, strict=True):
+            # The target as read: a label that the branch cannot give, or a tag that was cut away, counts in metrics.
             digest.update(row.key())
-            digest.update(np.asarray(target).tobytes())
+            digest.update(repr((example.target, example.word_spans)).encode())
     return digest.hexdigest()

@@ -3,6 +3,7 @@
 A run that the ledger has is not run again. A run that was killed left no record and starts anew.
 """
 
+import io
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from accelerate import Accelerator
 from torch import nn
 
 import trunkline
+from trunkline.bundle.files import swap_file
 from trunkline.bundle.golden import golden_inputs, make_golden
 from trunkline.bundle.store import write_branch
 from trunkline.core.specs import BranchSpec, Provenance
@@ -132,6 +134,7 @@ def execute(
     """
     found = bench.ledger.find(spec)
     if found is not None:
+        bench.ledger.renew(found)
         bench.reporter.run_finished(found, resumed=True)
         return found
     started, cached_before = time.perf_counter(), bench.cache.seconds
@@ -195,12 +198,35 @@ def source_of(bench: Workbench, split: Split, spec: RunSpec, *, dtype: CacheDtyp
     return CachedSource(rows, bench.trunk.bias, device)
 
 
-def branch_logits(
+def teacher_logits(
     bench: Workbench, spec: RunSpec, tensors: Mapping[str, np.ndarray], task: PreparedTask
 ) -> list[np.ndarray]:
-    """A finished branch's logits on the fit rows, from the activations it was trained on."""
+    """A finished branch's logits on the fit rows, from the activations it was trained on; computed once and kept.
+
+    Args:
+        bench: Backbone, ledger, cache.
+        spec: The run that gave the branch; the logits are kept in its folder.
+        tensors: The branch's tensors by canonical name.
+        task: The prepared rows.
+
+    Returns:
+        One float32 array a row, as `predict_logits` gives them.
+    """
+    path = bench.ledger.run_folder(spec.run_id) / f"logits-{task.data_digest[:20]}.npz"
+    if path.exists():
+        with np.load(path) as kept:
+            return _split_logits(kept["flat"], kept["counts"], tagging=task.fit.positions is not None)
     model = _build_model(bench, task, spec, Start(tensors, head=True))
-    return predict_logits(model, source_of(bench, task.fit, spec, dtype=spec.cache_dtype), task.fit)
+    logits = predict_logits(model, source_of(bench, task.fit, spec, dtype=spec.cache_dtype), task.fit)
+    content = io.BytesIO()
+    lines = [row.reshape(-1, task.n_outputs) for row in logits]
+    np.savez(content, flat=np.concatenate(lines), counts=np.array([len(row) for row in lines]))
+    swap_file(path, content.getvalue())
+    return logits
+
+
+def _split_logits(flat: np.ndarray, counts: np.ndarray, *, tagging: bool) -> list[np.ndarray]:
+    return np.split(flat, np.cumsum(counts)[:-1]) if tagging else list(flat)
 
 
 def draft_branch(bench: Workbench, task: PreparedTask, spec: RunSpec) -> BranchSpec:

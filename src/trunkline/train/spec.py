@@ -2,13 +2,12 @@
 
 from typing import Literal, TypeAlias
 
-import msgspec
-
 from trunkline.core.errors import SpecError, UnknownNameError, nearest_hint
 from trunkline.core.specs import Metric, Pooling, Selection, Spec, spec_digest
 
 Arm: TypeAlias = Literal["full", "partial", "student"]
 Init: TypeAlias = Literal["backbone", "teacher"]
+Precision: TypeAlias = Literal["fp32", "bf16"]
 CacheDtype: TypeAlias = Literal["bfloat16", "float32"]
 
 
@@ -124,6 +123,7 @@ class RunSpec(Spec, frozen=True, kw_only=True):
         hyperparameters: How the weights are tuned.
         selection: Where the best epoch is chosen.
         cache_dtype: Of the cached activations learned from.
+        precision: Of the multiplications in training.
         distillation: For students.
         label_teacher: For students: id of the run whose logits are learned.
         init: Where the layers and, for ``teacher``, the head start.
@@ -141,9 +141,15 @@ class RunSpec(Spec, frozen=True, kw_only=True):
     hyperparameters: Hyperparameters
     selection: Selection
     cache_dtype: CacheDtype
+    precision: Precision
     distillation: Distillation | None = None
     label_teacher: str | None = None
     init: Init = "backbone"
+
+    @property
+    def variant(self) -> tuple[str, str, str]:
+        """Labels, rows and selection: metrics of runs that differ in one of them cannot be compared."""
+        return self.task_digest, self.data_digest, self.selection
 
     @property
     def run_id(self) -> str:
@@ -227,15 +233,3 @@ class TrainRequest(Spec, frozen=True, kw_only=True):
     preset: Preset = PRESETS["default"]
     selection: Selection = "train_slice"
     cache_dtype: CacheDtype = "bfloat16"
-
-    def with_rate(self, learning_rate: float) -> "TrainRequest":
-        """The same request with another peak rate for full and partial fine-tuning."""
-        replace = msgspec.structs.replace
-        return replace(
-            self,
-            preset=replace(
-                self.preset,
-                full=replace(self.preset.full, learning_rate=learning_rate),
-                partial=replace(self.preset.partial, learning_rate=learning_rate),
-            ),
-        )

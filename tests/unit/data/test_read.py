@@ -110,6 +110,14 @@ def test_parquet_rows_are_named_by_number(tmp_path: Path) -> None:
 GOOD = {"text": "fine", "label": "x"}
 
 
+def test_a_train_row_may_have_a_null_label_and_a_dev_row_may_not(tmp_path: Path) -> None:
+    path = _write(tmp_path, GOOD, {"text": "a", "label": None})
+    task = _task(path, data=DataSpec(train=str(path), dev=str(path)))
+    assert [row.target for row in read_part(task, "train")] == ["x", None]
+    with pytest.raises(DataError, match="line 2: 'label' is null"):
+        read_part(task, "dev")
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
@@ -120,7 +128,7 @@ GOOD = {"text": "fine", "label": "x"}
         ({"text": "a"}, "has no column 'label'"),
         ({"text": 5, "label": "x"}, "'text' is a number, not a string"),
         ({"text": " \n", "label": "x"}, "'text' is empty"),
-        ({"text": "a", "label": None}, "'label' is null"),
+        ({"text": None, "label": "x"}, "'text' is null"),
         ({"text": "a", "label": ""}, "'label' is empty"),
         ({"text": "a", "label": True}, "'label' is a boolean, not a class name"),
         ({"text": "a", "label": 1.5}, "'label' is a number, not a class name"),

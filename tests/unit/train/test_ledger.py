@@ -28,6 +28,12 @@ def test_a_ledger_that_nobody_wrote_is_empty(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
+def test_a_ledger_that_cannot_be_read_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "ledger.jsonl").mkdir()
+    with pytest.raises(TrainingError, match="cannot be read"):
+        Ledger(tmp_path).records()
+
+
 def test_records_are_read_as_they_were_appended(ledger: Ledger) -> None:
     assert Ledger(ledger.folder).records() == RECORDS
 

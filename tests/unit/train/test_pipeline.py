@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests.tiny_bundles import backbone_of
+from tests.tiny_records import run_record
 from tests.tiny_tasks import QUICK, TASKS, Notebook, make_bench, make_task, quick_request
 from trunkline.bundle.merge import merge
 from trunkline.bundle.store import read_branch
@@ -21,12 +22,13 @@ from trunkline.engine.verify import verify
 from trunkline.model.backbone import Backbone
 from trunkline.model.branch import Branch
 from trunkline.train import run as run_module
+from trunkline.train.candidates import candidates_of
 from trunkline.train.loop import predict_logits
-from trunkline.train.pipeline import check_request, initial_tensors, train_task
+from trunkline.train.pipeline import check_request, initial_tensors, train_task, train_tasks
 from trunkline.train.plan import plan_runs
 from trunkline.train.prepare import prepare
-from trunkline.train.run import Start, Workbench, _build_model, branch_logits, source_of
-from trunkline.train.spec import Distillation, Preset, RunRecord, RunSpec
+from trunkline.train.run import Start, Workbench, _build_model, source_of, teacher_logits
+from trunkline.train.spec import Distillation, Hyperparameters, Preset, RunRecord, RunSpec
 
 ONE_EPOCH = msgspec.structs.replace(QUICK, epochs=1)
 SHORT = Preset(full=ONE_EPOCH, partial=ONE_EPOCH, student=ONE_EPOCH, distillation=Distillation())
@@ -256,7 +258,9 @@ def test_the_teachers_logits_are_those_of_its_best_epoch(tmp_path: Path) -> None
     task = prepare(make_task(tmp_path, "topic", n_train=40, n_dev=8), bench.backbone.tokenizer, selection="train_slice")
     (record,) = train_task(bench, task.spec, request_of(student_layers=()))
     stored = read_branch(bench.ledger.branch_folder(record.run_id))
-    taught = branch_logits(bench, record.spec, stored.tensors, task)
+    taught = teacher_logits(bench, record.spec, stored.tensors, task)
+    kept = teacher_logits(bench, record.spec, {}, task)  # Without tensors nothing could be computed again.
+    assert [row.tobytes() for row in kept] == [row.tobytes() for row in taught]
     folder = bench.ledger.branch_folder(record.run_id)
     served = Engine.open(merge([folder], bench.backbone, tmp_path / "bundle").path).logits(task.fit.examples, "topic")
     np.testing.assert_allclose(np.stack(taught), np.stack(served), atol=1e-4)
@@ -341,3 +345,67 @@ def test_a_run_spec_names_everything_that_decides_the_run(tmp_path: Path) -> Non
     assert record.run_id == record.spec.run_id
     (other,) = trained(tmp_path, student_layers=(), selection="dev")
     assert other.run_id != record.run_id
+
+
+def test_words_without_a_token_do_not_shift_the_kept_logits_of_a_teacher(tmp_path: Path) -> None:
+    bench = make_bench(tmp_path)
+    spec = make_task(tmp_path, "places", n_train=40, n_dev=8)
+    task = prepare(spec, bench.backbone.tokenizer, selection="train_slice")
+    (record,) = train_task(bench, task.spec, request_of(student_layers=()))
+    stored = read_branch(bench.ledger.branch_folder(record.run_id))
+    taught = teacher_logits(bench, record.spec, stored.tensors, task)
+    kept = teacher_logits(bench, record.spec, {}, task)
+    assert [row.shape for row in kept] == [row.shape for row in taught]
+    assert all((a == b).all() for a, b in zip(kept, taught, strict=True))
+
+
+def test_what_was_asked_for_last_is_planned_even_if_it_was_run_before(tmp_path: Path) -> None:
+    bench = make_bench(tmp_path)
+    first = make_task(tmp_path, "topic", n_train=40, n_dev=8)
+    shorter = msgspec.structs.replace(first, max_length=8)
+    runs = [train_task(bench, task, request_of(student_layers=()))[0] for task in (first, shorter, first)]
+    assert runs[0].run_id == runs[2].run_id != runs[1].run_id
+    plan = plan_runs(bench.ledger.folder, min_gain=1.0)
+    assert [task.run_id for task in plan.tasks] == [runs[0].run_id]
+    assert plan.n_runs_left_out == 1
+
+
+def test_every_task_is_checked_before_the_first_run(tmp_path: Path) -> None:
+    bench = make_bench(tmp_path)
+    good = make_task(tmp_path, "topic", n_train=40, n_dev=8)
+    bad = msgspec.structs.replace(good, name="other", max_length=4096)
+    with pytest.raises(SpecError, match="'other': max_length 4096"):
+        train_tasks(bench, [good, bad], request_of())
+    assert bench.ledger.records() == []
+
+
+def test_a_candidate_of_three_seeds_outranks_a_lucky_one() -> None:
+    steady = [run_record(points, seed=seed) for seed, points in enumerate((80.0, 60.0, 61.0))]
+    lucky = run_record(70.0, hyperparameters=Hyperparameters(learning_rate=1e-5))
+    (candidate,) = candidates_of([*steady, lucky])
+    assert candidate.seeds == (0, 1, 2)
+
+
+def test_poolings_of_one_task_compete(tmp_path: Path) -> None:
+    bench = make_bench(tmp_path)
+    task = make_task(tmp_path, "topic", n_train=40, n_dev=8)
+    for pooling in ("cls", "mean"):
+        train_task(bench, msgspec.structs.replace(task, pooling=pooling), request_of(student_layers=()))
+    assert plan_runs(bench.ledger.folder, min_gain=1.0).n_runs_left_out == 0
+    assert {c.pooling for c in candidates_of(bench.ledger.records())} == {"cls", "mean"}
+
+
+def test_rows_without_a_label_are_learned_from_the_teacher_alone(tmp_path: Path) -> None:
+    bench = make_bench(tmp_path)
+    task = make_task(tmp_path, "topic", n_train=60, n_dev=8)
+    path = Path(task.data.train or "")
+    rows = [msgspec.json.decode(line) for line in path.read_bytes().splitlines()]
+    path.write_bytes(
+        b"".join(msgspec.json.encode(row | ({"label": None} if i % 2 else {})) + b"\n" for i, row in enumerate(rows))
+    )
+    prepared = prepare(task, bench.backbone.tokenizer, selection="train_slice")
+    assert len(prepared.selection) == 15
+    assert all(example.target is not None for example in prepared.selection.examples)
+    assert sum(example.target is None for example in prepared.fit.examples) == 30
+    records = train_task(bench, task, request_of(student_layers=(1,)))
+    assert [record.spec.arm for record in records] == ["partial", "student"]

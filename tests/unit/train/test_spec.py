@@ -2,12 +2,11 @@
 
 from typing import Any
 
-import msgspec
 import pytest
 
 from tests.tiny_records import run_spec
 from trunkline.core.errors import SpecError, UnknownNameError
-from trunkline.train.spec import PRESETS, Distillation, Hyperparameters, TrainRequest, preset
+from trunkline.train.spec import Distillation, Hyperparameters, preset
 
 
 def test_the_papers_preset_is_its_table_4() -> None:
@@ -47,10 +46,3 @@ def test_a_run_is_named_by_its_whole_spec() -> None:
     assert spec.run_id == run_spec().run_id
     others = (run_spec(seed=1), run_spec(own_layers=3), run_spec(init="teacher"), run_spec(data_digest="other"))
     assert len({spec.run_id, *(other.run_id for other in others)}) == 5
-
-
-def test_another_rate_leaves_students_alone() -> None:
-    request = TrainRequest(layers=(2,)).with_rate(5e-5)
-    assert (request.preset.full.learning_rate, request.preset.partial.learning_rate) == (5e-5, 5e-5)
-    assert request.preset.student == PRESETS["default"].student
-    assert msgspec.structs.replace(request, preset=PRESETS["default"]) == TrainRequest(layers=(2,))
