@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import msgspec
@@ -31,7 +32,7 @@ def markdown_table(result: dict[str, Any]) -> str:
     """
     headings = (
         "task", "metric", "train rows", "dev rows", "seeds", "full", "partial (L)", "l = 3", "l = 2", "l = 1",
-        "merged (exit + own)",
+        "merged (exit + own)", "s a run: full, partial, l = 3",
     )  # fmt: skip
     lines = [f"| {' | '.join(headings)} |", "|---" * len(headings) + "|"]
     for row in result["details"]["tasks"]:
@@ -41,13 +42,14 @@ def markdown_table(result: dict[str, Any]) -> str:
             f"| {row['task']} | {row['set']['metric']} | {row['full']['n_train_rows']} | "
             f"{_dev_rows(row)} | {len(row['set']['seeds'])} | "
             f"{_cell(row['full'])} | {_cell(partial)} ({partial['own_layers']}) | {' | '.join(students)} | "
-            f"{merged['dev_metric']:.1f} ({merged['exit_layer']} + {merged['own_layers']}) |"
+            f"{merged['dev_metric']:.1f} ({merged['exit_layer']} + {merged['own_layers']}) | "
+            f"{', '.join(f'{_seconds(cell):.0f}' for cell in (row['full'], partial, row['students']['3']))} |"
         )
     f = result["figures"]
     lines.append(
         f"| **average** | | | | | **{f['full_average']:.1f}** | **{f['partial_average']:.1f}** | "
         f"**{f['student3_average']:.1f}** | | | **{f['merged_average']:.1f}** "
-        f"({f['layer_cost']:g} of {f['single_task_layers']:g} layers) |"
+        f"({f['layer_cost']:g} of {f['single_task_layers']:g} layers) | |"
     )
     return "\n".join(lines)
 
@@ -88,6 +90,10 @@ def draw(result: dict[str, Any], path: Path) -> None:
     axes.legend(ncols=5, fontsize=8, loc="lower center")
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def _seconds(summary: dict[str, Any]) -> float:
+    return fmean(summary["seconds_each"])
 
 
 def _dev_rows(row: dict[str, Any]) -> str:

@@ -39,7 +39,8 @@ class Benchmark:
     Attributes:
         name: As it is asked for.
         purpose: In one line.
-        measure: Takes ``quick``: whether the run is to be a small one.
+        measure: Takes ``quick``, whether the run is to be a small one, and ``out``, where its result will lie; what it
+            keeps beside the result begins with the same name.
         after: Called with the path of a written result: tables and pictures.
     """
 
@@ -57,15 +58,16 @@ def run_benchmark(benchmark: Benchmark, *, quick: bool, out: Path | None) -> Pat
         quick: The small version; its result goes to ``NAME.quick.json`` unless `out` says otherwise.
         out: Where the result goes.
     """
-    started = datetime.now(UTC)
+    started, commit = datetime.now(UTC), _commit()
     before = os.getloadavg()[0]
-    measured = benchmark.measure(quick=quick)
     path = out or RESULTS / f"{benchmark.name}{'.quick' if quick else ''}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    measured = benchmark.measure(quick=quick, out=path)
     result = {
         "name": benchmark.name,
         "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
         "quick": quick,
-        "commit": _commit(),
+        "commit": commit,
         "started_at": started.isoformat(timespec="seconds"),
         "seconds": (datetime.now(UTC) - started).total_seconds(),
         "machine": {**_machine(), "load_average_before": before},
@@ -73,7 +75,6 @@ def run_benchmark(benchmark: Benchmark, *, quick: bool, out: Path | None) -> Pat
         "figures": measured.figures,
         "details": measured.details,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(msgspec.json.format(msgspec.json.encode(result)) + b"\n")
     print(f"written to {path}")
     for name, value in measured.figures.items():

@@ -74,7 +74,9 @@ def plan_table(plan: Plan) -> RenderableType:
         f"trunk {plan.trunk_depth} + branches {plan.layer_cost - plan.trunk_depth} = {plan.layer_cost} layers; "
         f"{plan.single_task_layers} for single models ({plan.layer_cost / plan.single_task_layers:.0%})"
     )
-    return Group(table, *reasons, Text(cost, style="bold"))
+    left_out = f"{plan.n_runs_left_out} runs on other rows, labels or selection were left out"
+    notes = [Text(left_out, style="dim")] if plan.n_runs_left_out else []
+    return Group(table, *reasons, *notes, Text(cost, style="bold"))
 
 
 def answer_table(text: str, answers: Mapping[str, Prediction]) -> RenderableType:

@@ -13,6 +13,9 @@ import msgspec
 import pytest
 import typer
 
+from benchmarks.first_light_report import PAGES as PAGES_OF_RESULTS
+from benchmarks.first_light_report import markdown_table
+from benchmarks.harness import RESULTS
 from tests.docs_blocks import PAGES, ROOT, all_commands, blocks, make_site, parse_command, run_page
 from trunkline.bundle.golden import Golden
 from trunkline.bundle.manifest import Manifest, TaskEntry, TrunkEntry
@@ -117,8 +120,10 @@ def test_readme_shows_a_session_of_at_most_ten_lines() -> None:
     assert session.text.count("\n") <= 10
 
 
-def test_readme_keeps_the_place_of_the_first_results() -> None:
-    assert "<!-- first-light -->" in (ROOT / "README.md").read_text("utf-8")
+@pytest.mark.parametrize("page", PAGES_OF_RESULTS, ids=lambda page: page.name)
+def test_a_page_shows_the_table_of_the_kept_result(page: Path) -> None:
+    result = msgspec.json.decode((RESULTS / "first-light.json").read_bytes())
+    assert markdown_table(result) in page.read_text("utf-8")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
