@@ -50,6 +50,21 @@ class TinyBranch:
     golden: Golden
 
 
+def provenance_of(task: str, backbone: str = "tiny-bert", *, dev_metric: float | None = 79.5) -> Provenance:
+    """Where a pico branch says it comes from."""
+    return Provenance(
+        trunkline_version="0.1.0",
+        created_at="2025-01-01T00:00:00Z",
+        backbone=backbone,
+        run_id=f"run-{task}",
+        seed=0,
+        train_rows=100,
+        train_digest="0" * 64,
+        selection_metric=80.0,
+        dev_metric=dev_metric,
+    )
+
+
 @cache
 def backbone_of(architecture: str = "bert", seed: int = 0) -> Backbone:
     """One backbone for all tests: nothing about it can be changed."""
@@ -59,22 +74,11 @@ def backbone_of(architecture: str = "bert", seed: int = 0) -> Backbone:
 def branch_spec(task: str, backbone: Backbone, **changes: Any) -> BranchSpec:
     """The spec of one of `TASKS` (or of another name, with all fields given)."""
     fields = {"input": "text", "pooling": "cls", "max_length": 32, **_DEFAULTS.get(task, {}), **changes}
-    provenance = Provenance(
-        trunkline_version="0.1.0",
-        created_at="2025-01-01T00:00:00Z",
-        backbone=backbone.name,
-        run_id=f"run-{task}",
-        seed=0,
-        train_rows=100,
-        train_digest="0" * 64,
-        selection_metric=80.0,
-        dev_metric=79.5,
-    )
     return BranchSpec(
         task=task,
         metric=fields.pop("metric", _METRICS[fields["kind"]]),
         trunk_digest=fields.pop("trunk_digest", backbone.chain[fields["exit_layer"]]),
-        provenance=provenance,
+        provenance=provenance_of(task, backbone.name),
         **fields,
     )
 

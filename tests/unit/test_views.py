@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console, RenderableType
 
+from tests.tiny_bundles import provenance_of
 from tests.tiny_records import run_record
 from trunkline.bundle.manifest import Manifest, TaskEntry, TrunkEntry
 from trunkline.core.types import LabelPrediction, LabelsPrediction, ScorePrediction, Span, SpansPrediction
@@ -37,8 +38,9 @@ def manifest_of(branches: list[tuple[int, int]]) -> Manifest:
         labels=("a", "b"),
         label_schema_version=1,
         metric="accuracy",
-        dev_metric=81.25,
+        max_length=32,
         pooling="cls",
+        provenance=provenance_of("intent", dev_metric=81.25),
         files={},
     )
     return Manifest(

@@ -11,7 +11,7 @@ import msgspec
 
 from trunkline.bundle.files import files_digest, sha256_hex
 from trunkline.core.errors import BundleError, DigestMismatchError, SchemaVersionError, SpecError
-from trunkline.core.specs import TASK_NAME, InputForm, Kind, Metric, Pooling, Spec, convert_spec
+from trunkline.core.specs import TASK_NAME, InputForm, Kind, Metric, Pooling, Provenance, Spec, convert_spec
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -48,7 +48,8 @@ class TaskEntry(Spec, frozen=True, kw_only=True):
         branch: Digest of the branch, which is also its folder's name.
         exit_layer: How many trunk layers run before the branch.
         own_layers: How many layers the branch has itself.
-        dev_metric: Points on the dev rows, or None where they were not measured.
+        max_length: Longest row in tokens.
+        provenance: Where the branch comes from, and what it reached.
         files: Files in ``branches/<task>/<branch>/``.
     """
 
@@ -60,9 +61,15 @@ class TaskEntry(Spec, frozen=True, kw_only=True):
     labels: tuple[str, ...]
     label_schema_version: int
     metric: Metric
-    dev_metric: float | None
+    max_length: int
     pooling: Pooling
+    provenance: Provenance
     files: FileDigests
+
+    @property
+    def dev_metric(self) -> float | None:
+        """Points on the dev rows, or None where they were not measured."""
+        return self.provenance.dev_metric
 
 
 class Manifest(Spec, frozen=True, kw_only=True):

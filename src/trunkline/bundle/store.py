@@ -150,8 +150,9 @@ def task_entry(branch: StoredBranch) -> TaskEntry:
         labels=spec.labels,
         label_schema_version=spec.label_schema_version,
         metric=spec.metric,
-        dev_metric=spec.provenance.dev_metric,
+        max_length=spec.max_length,
         pooling=spec.pooling,
+        provenance=spec.provenance,
         files=dict(branch.files),
     )
 

@@ -3,6 +3,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from tests.tiny_bundles import provenance_of
 from trunkline.bundle.files import files_digest, sha256_hex
 from trunkline.bundle.manifest import (
     BRANCH_FILES,
@@ -29,8 +30,9 @@ def task_entry(exit_layer: int, own_layers: int, **changes: Any) -> TaskEntry:
         labels=("no", "yes"),
         label_schema_version=1,
         metric="accuracy",
-        dev_metric=71.25,
+        max_length=32,
         pooling="cls",
+        provenance=provenance_of("intent"),
         files=files,
     )
     return msgspec.structs.replace(entry, **changes)
@@ -61,7 +63,7 @@ def test_a_manifest_without_tasks_costs_nothing() -> None:
 
 
 def test_a_manifest_survives_writing_and_reading() -> None:
-    manifest = manifest_of(a=task_entry(2, 3), b=task_entry(4, 1, dev_metric=None))
+    manifest = manifest_of(a=task_entry(2, 3), b=task_entry(4, 1, provenance=provenance_of("mood", dev_metric=None)))
     assert decode_manifest(encode_manifest(manifest), "manifest") == manifest
 
 

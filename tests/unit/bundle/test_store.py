@@ -260,6 +260,12 @@ def test_a_branch_of_another_trunk_is_refused_with_both_values(bundle: Bundle) -
     assert wanted in str(caught.value)
 
 
+def test_a_manifest_says_where_a_branch_comes_from_and_how_long_its_rows_are(bundle: Bundle) -> None:
+    entry, spec = bundle.manifest.tasks["intent"], bundle.branch("intent").spec
+    assert (entry.provenance, entry.max_length) == (spec.provenance, spec.max_length)
+    assert entry.dev_metric == spec.provenance.dev_metric == 79.5
+
+
 def test_a_manifest_that_disagrees_with_a_branch_is_refused(bundle: Bundle) -> None:
     entry = msgspec.structs.replace(bundle.manifest.tasks["intent"], labels=("x", "y", "z"))
     manifest = msgspec.structs.replace(bundle.manifest, tasks={**bundle.manifest.tasks, "intent": entry})
