@@ -106,7 +106,7 @@ class Engine:
 
         Raises:
             UnknownNameError: A task is not in the bundle.
-            DataError: A task for pairs is asked about a single text, or the other way round.
+            DataError: A task for pairs is asked about a single text, or the other way round; or `examples` is a str.
             NonFiniteError: A logit is NaN or infinite.
         """
         rows = _as_examples(examples)
@@ -210,6 +210,8 @@ class Engine:
 
 
 def _as_examples(examples: Sequence[Example] | Sequence[str]) -> list[Example]:
+    if isinstance(examples, str):  # A string is a sequence of strings too: of its letters.
+        raise DataError(f"{examples[:40]!r}: is a single text; a list of texts is taken; write it in brackets")
     return [Example(text=example) if isinstance(example, str) else example for example in examples]
 
 

@@ -34,6 +34,11 @@ def test_every_text_task_answers_a_text_with_its_kind_of_answer(engine: Engine) 
     }
 
 
+def test_a_single_text_in_the_place_of_a_list_is_refused(engine: Engine) -> None:
+    with pytest.raises(DataError, match="'wake me': is a single text; a list of texts is taken"):
+        engine.predict("wake me")
+
+
 def test_every_pair_task_answers_a_pair(engine: Engine) -> None:
     (found,) = engine.predict([Example(text="play a song", text_pair="music please")])
     assert tuple(found) == ("same",)
