@@ -180,7 +180,8 @@ def _hub_rows(source: str, columns: Sequence[str]) -> Iterator[Row]:
         readers = {column: _class_names(feature) for column, feature in data.features.items()}
         for number, row in enumerate(data, start=1):
             yield f"{source} row {number}", {column: readers[column](value) for column, value in row.items()}
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    # A RuntimeError is how `datasets` 4 refuses data sets that are read by a script.
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise DataError(
             f"{source}: `datasets` cannot read it ({error}); check name, config and split, the network, and "
             "HF_HUB_OFFLINE"
