@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.tiny_bundles import TASKS, TEXTS, backbone_of, branch_spec, make_branch, put_branch
+from tests.tiny_bundles import TASKS, TEXTS, backbone_of, make_branch, put_branch
 from trunkline.bundle.manifest import layer_cost
 from trunkline.bundle.merge import attach, detach, merge, replace
 from trunkline.bundle.store import Bundle, open_bundle, read_branch, write_branch
