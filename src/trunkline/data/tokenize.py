@@ -196,10 +196,12 @@ def _parse(canonical: str, subject: str) -> tokenizers.Tokenizer:
 
 
 def _pad_id(inner: tokenizers.Tokenizer, subject: str) -> int:
-    for token in _PAD_TOKENS:
-        number = inner.token_to_id(token)
-        if number is not None:
-            return number
+    # Declared special before merely in the vocabulary: MPNet's has BERT's [PAD] as an ordinary word beside its <pad>.
+    special = {token.content: number for number, token in inner.get_added_tokens_decoder().items() if token.special}
+    for vocabulary in (special, inner.get_vocab(with_added_tokens=True)):
+        for token in _PAD_TOKENS:
+            if token in vocabulary:
+                return vocabulary[token]
     raise CheckpointError(
         f"{subject}: the tokenizer has no padding token; one of {', '.join(_PAD_TOKENS)} is needed; add it with "
         "transformers' add_special_tokens and save the tokenizer again"

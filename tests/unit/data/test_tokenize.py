@@ -142,6 +142,14 @@ def test_canonical_json_reads_back_as_itself_whatever_the_order_of_keys() -> Non
     assert Tokenizer.from_json(backwards, n_types=2, subject="x").json == tokenizer.json
 
 
+def test_a_declared_padding_token_goes_before_a_word_of_that_name() -> None:
+    # As in all-mpnet-base-v2, whose vocabulary has an unused [PAD] beside its own <pad>.
+    library = _library_tokenizer()
+    library.add_special_tokens(["<pad>"])
+    tokenizer = Tokenizer.from_json(library.to_str(), n_types=0, subject="backbone 'pico'")
+    assert tokenizer.pad_id == len(VOCABULARY)
+
+
 def test_vocabulary_size_and_padding_are_known() -> None:
     tokenizer = _tokenizer()
     assert (tokenizer.vocab_size, tokenizer.pad_id) == (len(VOCABULARY), 0)
