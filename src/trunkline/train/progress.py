@@ -28,6 +28,7 @@ class RunProgress:
         self._bar: TaskID | None = None
         self._rows: TaskID | None = None
         self._n_steps = 0
+        self._name = ""
 
     def __enter__(self) -> Self:
         """Start drawing."""
@@ -52,12 +53,13 @@ class RunProgress:
         if self._rows is not None:
             self._bars.remove_task(self._rows)
             self._rows = None
-        self._bar = self._bars.add_task(_title(spec), total=n_steps, loss="")
+        self._name = _title(spec)
+        self._bar = self._bars.add_task(self._name, total=n_steps, loss="")
 
     def step(self, loss: float) -> None:
         """One step is done."""
         self._n_steps += 1
-        self._accelerator.log({"loss": loss}, step=self._n_steps)
+        self._accelerator.log({f"loss/{self._name}": loss}, step=self._n_steps)
         if self._bar is not None:
             self._bars.update(self._bar, advance=1, loss=f"loss {loss:.3f}")
 
@@ -66,6 +68,9 @@ class RunProgress:
         if self._bar is not None:
             self._bars.remove_task(self._bar)
             self._bar = None
+        if not resumed:
+            name = _title(record.spec)
+            self._accelerator.log({f"{record.metric}/{name}": record.selection_metric}, step=self._n_steps)
         dev = "" if record.dev_metric is None else f", dev {record.dev_metric:.1f}"
         when = "already in the ledger" if resumed else f"{record.seconds:.0f} s"
         self.console.print(
