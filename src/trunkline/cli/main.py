@@ -1,7 +1,7 @@
 """Commands: parse, call the library, print; nothing else. Heavy libraries are imported inside the commands."""
 
 import sys
-from collections.abc import Iterator
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
@@ -236,15 +236,22 @@ def predict(
     bundle: BundleArgument, *, tasks: Annotated[str, typer.Option(help="Ask these tasks only, e.g. a,b.")] = ""
 ) -> None:
     """Answer JSON lines from standard input, one JSON line each on standard output."""
-    from trunkline.data.read import read_inputs
     from trunkline.engine.engine import Engine
+    from trunkline.engine.stream import answer_lines
 
     engine = Engine.open(bundle)
-    asked = _names(tasks) or None
-    for examples in _chunks(read_inputs(sys.stdin.buffer, "standard input"), 256):
-        for answers in engine.predict(examples, tasks=asked):
-            sys.stdout.buffer.write(msgspec.json.encode(answers) + b"\n")
-        sys.stdout.buffer.flush()
+    cut: Counter[str] = Counter()
+    try:
+        for chunk in answer_lines(engine, sys.stdin.buffer, "standard input", tasks=_names(tasks) or None):
+            cut.update(chunk.n_truncated)
+            for answers in chunk.answers:
+                sys.stdout.buffer.write(msgspec.json.encode(answers) + b"\n")
+            sys.stdout.buffer.flush()
+    finally:
+        for task, count in cut.items():
+            if count:
+                length = engine.spec(task).max_length
+                sys.stderr.write(f"task {task!r}: texts longer than {length} tokens, which were cut: {count}\n")
 
 
 @app.command()
@@ -338,17 +345,6 @@ def _numbers(text: str, option: str) -> tuple[int, ...]:
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
-def _chunks(values: Iterator[Any], size: int) -> Iterator[list[Any]]:
-    chunk: list[Any] = []
-    for value in values:
-        chunk.append(value)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
 
 
 def _show_manifest(manifest: Any, *, as_json: bool) -> None:

@@ -35,6 +35,19 @@ class _Raw:
     logits: np.ndarray
 
 
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What `Engine.predict_counted` gives.
+
+    Attributes:
+        answers: For each example its answers by task, in the order asked.
+        n_truncated: Task name to how many of the examples were longer than its ``max_length`` and were cut.
+    """
+
+    answers: list[dict[str, Prediction]]
+    n_truncated: dict[str, int]
+
+
 class Engine:
     """Answers texts with the tasks of a bundle; open one with `Engine.open`."""
 
@@ -109,13 +122,25 @@ class Engine:
             DataError: A task for pairs is asked about a single text, or the other way round; or `examples` is a str.
             NonFiniteError: A logit is NaN or infinite.
         """
+        return self.predict_counted(examples, tasks=tasks, rows_per_batch=rows_per_batch).answers
+
+    def predict_counted(
+        self,
+        examples: Sequence[Example] | Sequence[str],
+        *,
+        tasks: Sequence[str] | None = None,
+        rows_per_batch: int = ROWS_PER_BATCH,
+    ) -> Answered:
+        """Answer texts, and count those that were cut; arguments and errors as of `predict`."""
         rows = _as_examples(examples)
         asked = self._asked(rows, tasks)
         answers: list[dict[str, Prediction]] = [{} for _ in rows]
+        n_truncated = {}
         for task, raw in self._run(rows, asked, rows_per_batch).items():
             for index, found in zip(asked[task], raw, strict=True):
                 answers[index][task] = self._prediction(found, rows[index], self.specs[task])
-        return answers
+            n_truncated[task] = sum(found.row.truncated for found in raw)
+        return Answered(answers, n_truncated)
 
     def answers(
         self, examples: Sequence[Example] | Sequence[str], task: str, *, rows_per_batch: int = ROWS_PER_BATCH
@@ -157,12 +182,7 @@ class Engine:
         for task in tasks:
             spec = self.spec(task)
             for index, example in enumerate(examples):
-                if not _fits(example, spec):
-                    found, wanted = ("a single text", "pairs") if spec.input == "pair" else ("a pair", "single texts")
-                    raise DataError(
-                        f"input {index}: is {found}; task {task!r} takes {wanted}; give text_pair with it or leave the "
-                        "task out"
-                    )
+                check_form(example, spec, f"input {index}")
         return {task: list(range(len(examples))) for task in dict.fromkeys(tasks)}
 
     def _run(self, examples: list[Example], asked: _Asked, rows_per_batch: int) -> dict[str, list[_Raw]]:
@@ -207,6 +227,19 @@ class Engine:
         positions = _positions(raw.row, example)
         words = Example(text=example.text, word_spans=_word_spans(example))
         return decode(_lines(raw, positions), spec, words, positions)
+
+
+def check_form(example: Example, spec: BranchSpec, where: str) -> None:
+    """Refuse an example of another input form than the task's.
+
+    Raises:
+        DataError: It is a single text and the task takes pairs, or the other way round; the message names `where`.
+    """
+    if not _fits(example, spec):
+        found, wanted = ("a single text", "pairs") if spec.input == "pair" else ("a pair", "single texts")
+        raise DataError(
+            f"{where}: is {found}; task {spec.task!r} takes {wanted}; give text_pair with it or leave the task out"
+        )
 
 
 def _as_examples(examples: Sequence[Example] | Sequence[str]) -> list[Example]:

@@ -198,6 +198,12 @@ def test_predict_names_the_line_that_is_wrong(project: Project) -> None:
     refused = run_cli("predict", project.bundle, stdin=b'{"text": "no"}\n{"text": 3}\n')
     assert refused.code == 1
     assert "standard input line 2" in refused.err
+    assert refused.out.count("\n") == 1
+
+
+def test_predict_says_how_many_texts_were_cut(project: Project) -> None:
+    done = succeeded(run_cli("predict", project.bundle, "--tasks", "topic", stdin=b'{"text": "%s"}\n' % (b"no " * 90)))
+    assert done.err == "task 'topic': texts longer than 32 tokens, which were cut: 1\n"
 
 
 def test_evaluate_gives_the_dev_metrics_of_the_runs(project: Project) -> None:
