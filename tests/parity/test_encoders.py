@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.fetch_mpnet import FOLDER as MPNET_FOLDER
 from tests.tiny import ARCHITECTURES, write_tiny_checkpoint
 from trunkline.core.types import Example
 from trunkline.data.collate import collate
@@ -157,3 +158,19 @@ def test_the_embedded_minilm_equals_transformers() -> None:
     assert found is not None
     assert found.origin is not None
     assert_equals_reference(Path(found.origin).parent / "model", TOLERANCE)
+
+
+@pytest.mark.mpnet
+def test_the_real_mpnet_equals_transformers() -> None:
+    assert_equals_reference(MPNET_FOLDER, TOLERANCE)
+
+
+@pytest.mark.mpnet
+def test_the_tokens_of_the_real_mpnet_equal_those_of_transformers() -> None:
+    from transformers import AutoTokenizer
+
+    reference = AutoTokenizer.from_pretrained(MPNET_FOLDER)
+    ours = load_backbone(str(MPNET_FOLDER)).tokenizer.encode(ROWS, max_length=24)
+    for row, example in zip(ours, ROWS, strict=True):
+        theirs = reference(example.text, example.text_pair, truncation="longest_first", max_length=24)
+        assert row.token_ids.tolist() == theirs["input_ids"]
