@@ -76,7 +76,7 @@ class Manifest(Spec, frozen=True, kw_only=True):
     """What a bundle holds (``manifest.json``).
 
     Attributes:
-        backbone: Name of the backbone, as its user gave it; for people.
+        backbone: Name of the backbone, a folder as its absolute path; for people.
         n_layers: Layers of the whole backbone; the trunk may hold fewer.
         trunk: The shared trunk.
         tasks: Task name to its branch.

@@ -20,6 +20,7 @@ from trunkline.model.checkpoint import (
     decode_config,
     read_checkpoint,
     read_file,
+    refuse_pickled,
 )
 from trunkline.model.config import EncoderConfig
 from trunkline.model.tensors import read_tensors
@@ -42,7 +43,7 @@ class Backbone:
     """A whole pretrained encoder.
 
     Attributes:
-        name: What the user gave.
+        name: What the user gave; the absolute path of a folder, so that a later command finds it from anywhere.
         config: Its facts.
         tensors: Canonical name -> float32 array; embeddings and all layers.
         tokenizer: Fits the word embeddings.
@@ -70,7 +71,9 @@ def load_backbone(name: str) -> Backbone:
     if name == EMBEDDED_NAME:
         return _load_embedded()
     folder = Path(name).expanduser()
-    if not folder.is_dir():
+    if folder.is_dir():
+        name = str(folder.resolve())
+    else:
         folder = _download(name)
     config, tensors = read_checkpoint(folder)
     return make_backbone(name, config, tensors=tensors, tokenizer=_read_tokenizer(folder, config, name))
@@ -82,7 +85,7 @@ def make_backbone(
     """Put the parts of a backbone together and digest them.
 
     Args:
-        name: What the user gave.
+        name: What messages and records call it.
         config: Facts of the encoder.
         tensors: Canonical name -> float32 array.
         tokenizer: Must fit the config.
@@ -176,11 +179,13 @@ def _download(name: str) -> Path:
             f"{subject}: there is no such folder, and it is not a Hub name; allowed are {EMBEDDED_NAME!r}, a folder, "
             "or a name like 'owner/model'; check the path"
         )
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=list(HUB_PATTERNS)))
+        folder = Path(snapshot_download(name, allow_patterns=list(HUB_PATTERNS)))
+        has_weights = (folder / WEIGHTS_FILE).is_file() or (folder / INDEX_FILE).is_file()
+        names = () if has_weights else HfApi().list_repo_files(name)
     except (HfHubHTTPError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()
         raise CheckpointError(
@@ -188,3 +193,5 @@ def _download(name: str) -> Path:
             f"({reason[0] if reason else type(error).__name__}); allowed are {EMBEDDED_NAME!r}, a folder, "
             "or a Hub name; check the name and the network (HF_HUB_OFFLINE)"
         ) from error
+    refuse_pickled(names, subject)
+    return folder

@@ -1,7 +1,7 @@
 """Checkpoints as others write them: the only file that knows foreign (Hugging Face) names. No torch here."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +9,13 @@ import msgspec
 import numpy as np
 
 from trunkline.core.errors import CheckpointError, NonFiniteError, nearest_hint
-from trunkline.model.config import Activation, Architecture, EncoderConfig, TensorShape, trunk_tensor_shapes
+from trunkline.model.config import Activation, Architecture, EncoderConfig, trunk_tensor_shapes
 from trunkline.model.tensors import check_tensors, read_tensors, refuse_non_finite
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-PICKLED_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 
 PREFIXES: Mapping[Architecture, str] = {
     "bert": "bert.",
@@ -194,12 +194,6 @@ def foreign_name(architecture: Architecture, name: str) -> str:
     return f"encoder.layer.{index}.{names[part]}.{leaf}"
 
 
-def foreign_shapes(config: EncoderConfig) -> dict[str, TensorShape]:
-    """Every tensor that a checkpoint of this config must hold: transformers' name -> shape."""
-    shapes = trunk_tensor_shapes(config, depth=config.n_layers)
-    return {foreign_name(config.architecture, name): shape for name, shape in shapes.items()}
-
-
 def weight_files(folder: Path, subject: str) -> tuple[str, ...]:
     """Names of the safetensors files of a checkpoint folder.
 
@@ -210,14 +204,27 @@ def weight_files(folder: Path, subject: str) -> tuple[str, ...]:
         return (WEIGHTS_FILE,)
     if (folder / INDEX_FILE).is_file():
         return _shard_files(read_file(folder, INDEX_FILE, subject), subject)
-    pickled = sorted(path.name for pattern in PICKLED_WEIGHTS for path in folder.glob(pattern))
+    refuse_pickled((path.name for path in folder.iterdir()), subject)
+    raise CheckpointError(f"{subject}: there is no {WEIGHTS_FILE} and no {INDEX_FILE}; fetch one of them")
+
+
+def refuse_pickled(names: Iterable[str], subject: str) -> None:
+    """Refuse files that hold pickled weights, and tell how to convert them.
+
+    Args:
+        names: Names of the files of a checkpoint that has no safetensors.
+        subject: What the message is about.
+
+    Raises:
+        CheckpointError: One of them is a pickle.
+    """
+    pickled = sorted(name for name in names if name.endswith(PICKLED_SUFFIXES))
     if pickled:
         raise CheckpointError(
             f"{subject}: only pickled weights are there ({', '.join(pickled[:3])}); only safetensors is allowed, "
             "because a pickle can run code; convert them where you trust them: "
             "AutoModel.from_pretrained(FOLDER).save_pretrained(FOLDER) of transformers writes model.safetensors"
         )
-    raise CheckpointError(f"{subject}: there is no {WEIGHTS_FILE} and no {INDEX_FILE}; fetch one of them")
 
 
 def read_file(folder: Path, name: str, subject: str) -> bytes:

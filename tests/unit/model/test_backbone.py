@@ -4,6 +4,7 @@ import importlib.util
 import json
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 
 from tests.tiny import tiny_backbone, tiny_tokenizer_json, write_checkpoint
@@ -17,9 +18,10 @@ def folder(tmp_path: Path) -> Path:
     return write_checkpoint(tmp_path / "checkpoint", tiny_backbone("bert"))
 
 
-def test_a_folder_loads_under_the_name_that_was_given(folder: Path) -> None:
-    backbone = load_backbone(str(folder))
-    assert backbone.name == str(folder)
+def test_a_folder_loads_under_its_absolute_path(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder.parent)
+    backbone = load_backbone(folder.name)
+    assert backbone.name == str(folder.resolve())
     assert backbone.chain == tiny_backbone("bert").chain
 
 
@@ -61,6 +63,17 @@ def test_a_path_that_leads_nowhere_is_refused_without_asking_the_hub(
 def test_a_hub_name_that_cannot_be_fetched_is_refused_with_the_hubs_reason() -> None:
     with pytest.raises(CheckpointError, match=r"backbone 'nobody/nothing': .*the Hub did not give it"):
         load_backbone("nobody/nothing")
+
+
+def test_a_hub_model_with_pickled_weights_alone_is_refused_with_the_way_to_convert_them(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "model.safetensors").unlink()
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(folder))
+    names = ["config.json", "pytorch_model.bin", "tokenizer.json"]
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda *_: names)
+    with pytest.raises(CheckpointError, match=r"'owner/old': only pickled weights are there \(pytorch_model\.bin\)"):
+        load_backbone("owner/old")
 
 
 def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.tiny import ARCHITECTURES, tiny_backbone, write_checkpoint
 from trunkline.core.errors import CheckpointError
-from trunkline.model.checkpoint import PREFIXES, foreign_name, foreign_shapes, read_checkpoint
+from trunkline.model.checkpoint import PREFIXES, foreign_name, read_checkpoint
 from trunkline.model.config import Architecture
 from trunkline.model.tensors import read_tensors, write_tensors
 
@@ -233,8 +233,3 @@ def test_a_dropout_written_as_an_integer_is_a_number(folder: Path) -> None:
 def test_robertas_positions_begin_after_the_id_of_padding(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "checkpoint", tiny_backbone("roberta"))
     assert read_checkpoint(folder)[0].position_offset == 2
-
-
-def test_foreign_shapes_list_all_that_a_checkpoint_must_hold(folder: Path) -> None:
-    found = read_tensors((folder / "model.safetensors").read_bytes(), "test")
-    assert foreign_shapes(tiny_backbone("bert").config) == {name: array.shape for name, array in found.items()}
