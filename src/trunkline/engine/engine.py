@@ -16,8 +16,8 @@ from trunkline.data.collate import collate, length_batches
 from trunkline.data.tokenize import Tokenizer, word_positions
 from trunkline.data.words import split_words
 from trunkline.engine.runner import Runner
+from trunkline.model.branch import load_branch
 from trunkline.model.decode import decode
-from trunkline.model.golden_run import load_branch
 from trunkline.model.score import Answer, answer
 from trunkline.model.trunk import Trunk
 

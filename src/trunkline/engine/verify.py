@@ -8,7 +8,8 @@ import numpy as np
 from trunkline.bundle.manifest import deepest_exit
 from trunkline.bundle.store import Bundle, StoredBranch, StoredTrunk, open_bundle
 from trunkline.core.errors import VerificationError
-from trunkline.model.golden_run import golden_logits, load_branch
+from trunkline.model.branch import load_branch
+from trunkline.model.golden_run import golden_logits
 from trunkline.model.trunk import Trunk
 
 

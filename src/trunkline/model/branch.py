@@ -6,7 +6,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from trunkline.core.errors import SpecError
-from trunkline.core.specs import Kind, Pooling
+from trunkline.core.specs import BranchSpec, Kind, Pooling
 from trunkline.model.config import EncoderConfig
 from trunkline.model.encoder import (
     AttentionBias,
@@ -113,6 +113,30 @@ class Branch(nn.Module):
         return run_layers(list(self.layers.values()), self.head, hidden=hidden, bias=bias, mask=mask)
 
 
+def load_branch(spec: BranchSpec, config: EncoderConfig, tensors: Mapping[str, np.ndarray]) -> Branch:
+    """Build a branch for answering: every parameter loaded, frozen, in evaluation mode.
+
+    Args:
+        spec: What the branch is.
+        config: Facts of the backbone.
+        tensors: Canonical name to float32 values: its own layers and its head.
+
+    Raises:
+        CheckpointError: A tensor is missing, or has another shape or dtype.
+    """
+    branch = Branch.build(
+        config,
+        exit_layer=spec.exit_layer,
+        own_layers=spec.own_layers,
+        kind=spec.kind,
+        pooling=spec.pooling,
+        n_outputs=spec.n_outputs,
+        seed=0,  # Without effect: the head is loaded.
+    )
+    branch.load(tensors, head=True)
+    return branch.requires_grad_(requires_grad=False).eval()
+
+
 class FullModel(nn.Module):
     """The whole backbone with a head, all of it trained: the baseline of full fine-tuning, never a branch."""
 
@@ -159,14 +183,6 @@ class FullModel(nn.Module):
                 load_parameters(part, tensors, prefix=f"{name}.", subject="full model")
         init_head(model.head, seed=seed)
         return model
-
-    def load(self, tensors: Mapping[str, np.ndarray]) -> None:
-        """Fill every parameter, the head too.
-
-        Raises:
-            CheckpointError: A tensor is missing, or has another shape or dtype.
-        """
-        load_parameters(self, tensors, subject="full model")
 
     def tensors(self) -> dict[str, np.ndarray]:
         """Copies of all parameters: canonical name -> float32 array."""

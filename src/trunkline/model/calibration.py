@@ -7,6 +7,7 @@ import numpy as np
 from trunkline.core.errors import DataError
 from trunkline.core.specs import BranchSpec, Calibration
 from trunkline.core.types import Example
+from trunkline.data.labels import label_index
 
 TEMPERATURE_RANGE = (0.05, 20.0)
 THRESHOLDS = np.round(np.arange(0.05, 0.951, 0.05), 2)
@@ -41,7 +42,7 @@ def fit_calibration(branch: BranchSpec, logits: Sequence[np.ndarray], examples: 
         DataError: The kind has nothing to calibrate, or no row has a label that the branch knows.
     """
     check_kind(branch)
-    index = {label: i for i, label in enumerate(branch.labels)}
+    index = label_index(branch.labels)
     targets = np.zeros((len(examples), len(index)), dtype=np.float64)
     for row, example in enumerate(examples):
         names = example.target if isinstance(example.target, tuple) else (example.target,)

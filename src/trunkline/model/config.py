@@ -75,11 +75,6 @@ class EncoderConfig(Spec, frozen=True, kw_only=True):
         """Longest row the position table has room for, special tokens included."""
         return self.n_positions - self.position_offset
 
-    @property
-    def head_width(self) -> int:
-        """Size of one attention head."""
-        return self.width // self.n_heads
-
 
 def layer_tensor_shapes(config: EncoderConfig) -> dict[str, TensorShape]:
     """Names and shapes of one layer's tensors.

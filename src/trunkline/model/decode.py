@@ -16,8 +16,8 @@ from trunkline.core.types import (
     Span,
     SpansPrediction,
 )
+from trunkline.data.labels import OUTSIDE
 
-OUTSIDE = "O"
 DEFAULT_THRESHOLD = 0.5
 
 

@@ -1,6 +1,6 @@
 """Golden logits: what a branch answers to synthetic texts, each run alone. Trainer and engine use the same function."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -10,32 +10,7 @@ from trunkline.core.types import Example
 from trunkline.data.collate import collate
 from trunkline.data.tokenize import Tokenizer
 from trunkline.model.branch import Branch
-from trunkline.model.config import EncoderConfig
 from trunkline.model.trunk import Trunk
-
-
-def load_branch(spec: BranchSpec, config: EncoderConfig, tensors: Mapping[str, np.ndarray]) -> Branch:
-    """Build a branch for answering: every parameter loaded, frozen, in evaluation mode.
-
-    Args:
-        spec: What the branch is.
-        config: Facts of the backbone.
-        tensors: Canonical name to float32 values: its own layers and its head.
-
-    Raises:
-        CheckpointError: A tensor is missing, or has another shape or dtype.
-    """
-    branch = Branch.build(
-        config,
-        exit_layer=spec.exit_layer,
-        own_layers=spec.own_layers,
-        kind=spec.kind,
-        pooling=spec.pooling,
-        n_outputs=spec.n_outputs,
-        seed=0,  # Without effect: the head is loaded.
-    )
-    branch.load(tensors, head=True)
-    return branch.requires_grad_(requires_grad=False).eval()
 
 
 def golden_logits(

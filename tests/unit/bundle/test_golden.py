@@ -6,8 +6,8 @@ from tests.tiny_bundles import backbone_of, branch_spec, make_branch
 from trunkline.bundle.golden import Golden, golden_inputs, make_golden
 from trunkline.core.errors import NonFiniteError, VerificationError
 from trunkline.core.specs import decode_spec, encode_spec
-from trunkline.model.branch import Branch
-from trunkline.model.golden_run import golden_logits, load_branch
+from trunkline.model.branch import Branch, load_branch
+from trunkline.model.golden_run import golden_logits
 from trunkline.model.trunk import Trunk
 
 

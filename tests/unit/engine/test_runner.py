@@ -11,8 +11,8 @@ from trunkline.core.errors import SpecError, UnknownNameError
 from trunkline.core.types import Batch, Example
 from trunkline.data.collate import collate
 from trunkline.engine.runner import Runner, usable_device
+from trunkline.model.branch import load_branch
 from trunkline.model.encoder import EncoderLayer
-from trunkline.model.golden_run import load_branch
 from trunkline.model.trunk import Trunk
 
 
