@@ -258,17 +258,41 @@ def read_task(path: Path) -> TaskSpec:
     """Read one task file; its data paths are made absolute.
 
     Raises:
-        SpecError: The file is missing, is not YAML, or says something that is not allowed.
+        SpecError: The file is missing, is not YAML, gives a key twice, or says something that is not allowed.
     """
     subject = f"task file {str(path)!r}"
     try:
-        value = msgspec.yaml.decode(path.read_bytes())
+        content = path.read_bytes()
+        value = msgspec.yaml.decode(content)
     except OSError as error:
         raise SpecError(f"{subject}: cannot be read ({error.strerror}); check the path") from error
     except msgspec.DecodeError as error:
         raise SpecError(f"{subject}: not valid YAML ({error}); mend the file") from error
+    _refuse_repeated_keys(content, subject)
     task = convert_spec(value, TaskSpec, subject)
     return msgspec.structs.replace(task, data=_absolute(task.data, path.parent))
+
+
+def _refuse_repeated_keys(content: bytes, subject: str) -> None:
+    """YAML forbids a key that is given twice; its readers take the last value in silence."""
+    import yaml
+
+    seen: set[int] = set()  # An alias may lead back to a node above it.
+    waiting = [yaml.compose(content, yaml.SafeLoader)]
+    while waiting:
+        node = waiting.pop()
+        if node is None or id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            waiting.extend(node.value)
+        elif isinstance(node, yaml.MappingNode):
+            names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            for name in names:
+                if names.count(name) > 1:
+                    line = max(key.start_mark.line for key, _ in node.value if key.value == name) + 1
+                    raise SpecError(f"{subject}: key {name!r} is given again in line {line}; give each key once")
+            waiting.extend(value for _, value in node.value)
 
 
 def _absolute(data: DataSpec, folder: Path) -> DataSpec:
