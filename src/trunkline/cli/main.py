@@ -9,6 +9,7 @@ import msgspec
 import typer
 
 import trunkline
+from trunkline.cli.status import working
 from trunkline.core.errors import MissingDependencyError, SpecError, TrunklineError
 
 if TYPE_CHECKING:
@@ -162,12 +163,13 @@ def merge(
     from trunkline.train.plan import read_plan
 
     made = read_plan(plan_file)
-    bundle = merge_branches(
-        [Path(task.branch) for task in made.tasks],
-        _load_backbone(made.backbone),
-        out,
-        digests=[task.branch_digest for task in made.tasks],
-    )
+    with working(f"merging {len(made.tasks)} branches"):
+        bundle = merge_branches(
+            [Path(task.branch) for task in made.tasks],
+            _load_backbone(made.backbone),
+            out,
+            digests=[task.branch_digest for task in made.tasks],
+        )
     _show_manifest(bundle.manifest, as_json=as_json)
 
 
@@ -222,7 +224,8 @@ def verify(bundle: BundleArgument, *, as_json: JsonOption = False) -> None:
     """Check every digest, the trunk chain, and the answers to golden inputs."""
     from trunkline.engine.verify import verify as verify_bundle
 
-    report = verify_bundle(bundle)
+    with working(f"verifying {bundle}"):
+        report = verify_bundle(bundle)
     if as_json:
         _print_json(report)
     else:
@@ -239,14 +242,19 @@ def predict(
     from trunkline.engine.engine import Engine
     from trunkline.engine.stream import answer_lines
 
-    engine = Engine.open(bundle)
+    with working(f"opening {bundle}"):
+        engine = Engine.open(bundle)
     cut: Counter[str] = Counter()
+    n_answered = 0
     try:
-        for chunk in answer_lines(engine, sys.stdin.buffer, "standard input", tasks=_names(tasks) or None):
-            cut.update(chunk.n_truncated)
-            for answers in chunk.answers:
-                sys.stdout.buffer.write(msgspec.json.encode(answers) + b"\n")
-            sys.stdout.buffer.flush()
+        with working("waiting for lines", prints=True) as tell:
+            for chunk in answer_lines(engine, sys.stdin.buffer, "standard input", tasks=_names(tasks) or None):
+                cut.update(chunk.n_truncated)
+                for answers in chunk.answers:
+                    sys.stdout.buffer.write(msgspec.json.encode(answers) + b"\n")
+                sys.stdout.buffer.flush()
+                n_answered += len(chunk.answers)
+                tell(f"{n_answered} lines answered")
     finally:
         for task, count in cut.items():
             if count:
@@ -266,8 +274,12 @@ def evaluate(
     from trunkline.engine.engine import Engine
     from trunkline.engine.evaluate import evaluate as evaluate_task
 
-    engine = Engine.open(bundle)
-    results = [evaluate_task(engine, spec, part) for spec in _read_tasks(tasks)]
+    specs, results = _read_tasks(tasks), []
+    with working(f"opening {bundle}") as tell:
+        engine = Engine.open(bundle)
+        for number, spec in enumerate(specs, start=1):
+            tell(f"evaluating {spec.name} ({number} of {len(specs)})")
+            results.append(evaluate_task(engine, spec, part))
     if as_json:
         _print_json(results)
     else:
@@ -289,7 +301,11 @@ def calibrate(
     """Fit temperature and thresholds on a slice of train, and replace the branches."""
     from trunkline.engine.calibrate import calibrate as calibrate_task
 
-    results = [calibrate_task(bundle, spec, abstain_below=abstain_below) for spec in _read_tasks(tasks)]
+    specs, results = _read_tasks(tasks), []
+    with working(f"opening {bundle}") as tell:
+        for number, spec in enumerate(specs, start=1):
+            tell(f"calibrating {spec.name} ({number} of {len(specs)})")
+            results.append(calibrate_task(bundle, spec, abstain_below=abstain_below))
     if as_json:
         _print_json(results)
     else:
