@@ -110,7 +110,8 @@ def make_bench(
         backbone or backbone_of(),
         Ledger(folder / "runs"),
         ActivationCache(folder / "cache"),
-        accelerator=make_accelerator(precision),
+        accelerator=make_accelerator(),
+        precision=precision,
         reporter=reporter,
     )
 

@@ -114,12 +114,17 @@ def train(  # noqa: PLR0913 - each option is one of the request's fields
     specs = _read_tasks(tasks)
     loaded = _load_backbone(backbone)
     check_request(request, loaded.config.n_layers)
-    accelerator = make_accelerator(
-        None if precision == "auto" else precision, trackers=tracker or (), log_dir=out / "trackers"
-    )
+    accelerator = make_accelerator(trackers=tracker or (), log_dir=out / "trackers")
     with RunProgress(Console(stderr=True), accelerator) as progress:
         cache = ActivationCache(default_cache_root(), on_rows=progress.rows)
-        bench = Workbench.build(loaded, Ledger(out), cache, accelerator=accelerator, reporter=progress)
+        bench = Workbench.build(
+            loaded,
+            Ledger(out),
+            cache,
+            accelerator=accelerator,
+            precision=None if precision == "auto" else precision,
+            reporter=progress,
+        )
         records = train_tasks(bench, specs, request)
     if as_json:
         _print_json(records)

@@ -19,13 +19,12 @@ def best_precision() -> Precision:
     return "bf16" if "amx_bf16" in flags or "avx512_bf16" in flags else "fp32"
 
 
-def make_accelerator(
-    precision: Precision | None = None, *, trackers: Sequence[str] = (), log_dir: Path | None = None
-) -> Accelerator:
-    """Accelerate's handle on device, precision and trackers.
+def make_accelerator(*, trackers: Sequence[str] = (), log_dir: Path | None = None) -> Accelerator:
+    """Accelerate's handle on device and trackers.
+
+    It knows nothing of precision: accelerate keeps one for the whole process, and here each run has its own.
 
     Args:
-        precision: None takes `best_precision`.
         trackers: Names that accelerate knows, for example ``tensorboard``; none by default.
         log_dir: Where trackers that write files write; trackers need it.
 
@@ -37,7 +36,7 @@ def make_accelerator(
     for name in trackers:
         _check_tracker(name, log_dir)
     accelerator = Accelerator(
-        mixed_precision="bf16" if (precision or best_precision()) == "bf16" else "no",
+        mixed_precision="no",
         log_with=list(trackers) or None,
         project_dir=None if log_dir is None else str(log_dir),
     )

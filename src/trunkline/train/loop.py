@@ -161,9 +161,9 @@ def fit(
     Args:
         model: A `Branch` or `FullModel`; every parameter that requires a gradient is tuned.
         lesson: What is learned from.
-        spec: Hyperparameters, seed and, for students, distillation.
+        spec: Hyperparameters, seed, precision of the steps and, for students, distillation.
         score: The metric on the selection rows, in points.
-        accelerator: Device and precision.
+        accelerator: The device.
         reporter: Told of every step.
 
     Raises:
@@ -184,7 +184,7 @@ def fit(
         for epoch in range(1, hyper.epochs + 1):
             losses = []
             for indices in training_batches(lesson.source.lengths, hyper.batch_size, rng):
-                with accelerator.autocast():
+                with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=spec.precision == "bf16"):
                     output = model(*lesson.source.inputs(indices))
                 loss = _loss(position_logits(output, lesson.split, indices), lesson, indices, spec.distillation)
                 losses.append(_take_step(loss, model, optimizer, accelerator, spec))

@@ -212,7 +212,7 @@ class _Runs:
             "seed": seed,
             "selection": self.request.selection,
             "cache_dtype": self.request.cache_dtype,
-            "precision": "bf16" if self.bench.accelerator.mixed_precision == "bf16" else "fp32",
+            "precision": self.bench.precision,
         }
 
 

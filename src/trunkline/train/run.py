@@ -27,10 +27,11 @@ from trunkline.model.golden_run import golden_logits
 from trunkline.model.score import answer, score_predictions
 from trunkline.model.trunk import Trunk
 from trunkline.train.cache import ActivationCache
+from trunkline.train.device import best_precision
 from trunkline.train.ledger import Ledger
 from trunkline.train.loop import CachedSource, Fitted, Lesson, Source, TokenSource, fit, predict_logits
 from trunkline.train.prepare import PreparedTask, Split
-from trunkline.train.spec import CacheDtype, RunRecord, RunSpec
+from trunkline.train.spec import CacheDtype, Precision, RunRecord, RunSpec
 
 
 class Reporter(Protocol):
@@ -74,7 +75,8 @@ class Workbench:
         trunk: Its frozen layers, all of them, in evaluation mode.
         ledger: Where records go.
         cache: Where activations are kept.
-        accelerator: Device, precision and trackers.
+        accelerator: Device and trackers.
+        precision: Of the multiplications in training.
         reporter: Told what happens.
     """
 
@@ -83,6 +85,7 @@ class Workbench:
     ledger: Ledger
     cache: ActivationCache
     accelerator: Accelerator
+    precision: Precision
     reporter: Reporter
 
     @staticmethod
@@ -92,16 +95,33 @@ class Workbench:
         cache: ActivationCache,
         *,
         accelerator: Accelerator,
+        precision: Precision | None = None,
         reporter: Reporter | None = None,
     ) -> "Workbench":
         """Put the whole backbone on the accelerator's device as a frozen trunk.
+
+        Args:
+            backbone: The pretrained encoder.
+            ledger: Where records go.
+            cache: Where activations are kept.
+            accelerator: Device and trackers.
+            precision: None takes `best_precision`.
+            reporter: Told what happens; None for silence.
 
         Raises:
             TrainingError: The ledger's folder cannot be written.
         """
         ledger.make_folder()
         trunk = Trunk.build(backbone.config, backbone.tensors, depth=backbone.config.n_layers)
-        return Workbench(backbone, trunk.to(accelerator.device), ledger, cache, accelerator, reporter or Silence())
+        return Workbench(
+            backbone=backbone,
+            trunk=trunk.to(accelerator.device),
+            ledger=ledger,
+            cache=cache,
+            accelerator=accelerator,
+            precision=precision or best_precision(),
+            reporter=reporter or Silence(),
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

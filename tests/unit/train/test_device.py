@@ -22,17 +22,17 @@ def test_bf16_is_taken_where_the_machine_multiplies_it(
 
 def test_an_unknown_tracker_names_the_nearest() -> None:
     with pytest.raises(UnknownNameError, match="tracker 'wandbb': is not known; did you mean 'wandb'"):
-        make_accelerator("fp32", trackers=["wandbb"])
+        make_accelerator(trackers=["wandbb"])
 
 
 def test_a_tracker_whose_package_is_absent_is_not_left_out_in_silence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "get_available_trackers", list)
     with pytest.raises(MissingDependencyError, match="tracker 'wandb': its package is not installed"):
-        make_accelerator("fp32", trackers=["wandb"])
+        make_accelerator(trackers=["wandb"])
 
 
 def test_a_tracker_that_writes_files_needs_to_know_where(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(device, "get_available_trackers", lambda: ["tensorboard"])
     with pytest.raises(SpecError, match="tracker 'tensorboard': writes files; give log_dir"):
-        make_accelerator("fp32", trackers=["tensorboard"])
+        make_accelerator(trackers=["tensorboard"])
     assert list(tmp_path.iterdir()) == []

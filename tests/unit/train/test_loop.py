@@ -1,7 +1,6 @@
 """The loop: batches, rates, the best epoch, and the same bits for the same seed."""
 
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,6 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -313,17 +311,8 @@ def test_full_fine_tuning_tunes_the_embeddings_too(tmp_path: Path) -> None:
     assert any(name.startswith("layers.0.") for name in changed)
 
 
-@pytest.fixture
-def fresh_accelerator_state() -> Iterator[None]:
-    """Accelerate keeps one precision a process."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-@pytest.mark.usefixtures("fresh_accelerator_state")
 def test_with_bf16_steps_are_rounded_and_scores_are_not(tmp_path: Path) -> None:
-    bench, task = make_bench(tmp_path, precision="bf16"), prepared(tmp_path)
+    bench, task = make_bench(tmp_path), prepared(tmp_path)
     model, source = branch_of(task), source_of(bench, task.fit, SPEC, dtype="float32")
     dtypes: dict[bool, set[torch.dtype]] = {True: set(), False: set()}
     model.head.output.register_forward_hook(lambda module, _args, out: dtypes[module.training].add(out.dtype))
@@ -332,7 +321,7 @@ def test_with_bf16_steps_are_rounded_and_scores_are_not(tmp_path: Path) -> None:
         predict_logits(scored, source, task.fit)
         return 1.0
 
-    taught(bench, task, model, score=score)
+    taught(bench, task, model, msgspec.structs.replace(SPEC, precision="bf16"), score=score)
     predict_logits(model, source, task.fit)
     assert dtypes == {True: {torch.bfloat16}, False: {torch.float32}}
 

@@ -132,7 +132,7 @@ def test_a_task_without_dev_rows_is_prepared(tmp_path: Path) -> None:
 
 
 def test_one_train_row_is_too_few(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="train has 1 rows"):
+    with pytest.raises(DataError, match="train has 1 labelled rows"):
         prepared(task_of(tmp_path, [{"text": "no", "label": "a"}]))
 
 
@@ -153,7 +153,7 @@ def test_digests_change_with_what_is_learned_and_not_with_where_it_lies(tmp_path
     reworded = prepared(task_of(tmp_path, [{**rows[0], "text": "rain"}, *rows[1:]]))
     assert len({first.data_digest, relabelled.data_digest, reworded.data_digest}) == 3
     renamed = prepared(task_of(tmp_path, [{**row, "label": f"new {row['label']}"} for row in rows]))
-    assert renamed.data_digest == first.data_digest
+    assert renamed.data_digest != first.data_digest
     assert renamed.task_digest != first.task_digest
 
 

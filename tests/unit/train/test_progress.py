@@ -11,7 +11,7 @@ from trunkline.train.progress import RunProgress
 
 def shown(*, width: int = 160) -> tuple[RunProgress, io.StringIO]:
     stream = io.StringIO()
-    return RunProgress(Console(file=stream, width=width), make_accelerator("fp32")), stream
+    return RunProgress(Console(file=stream, width=width), make_accelerator()), stream
 
 
 def test_a_finished_run_is_one_line() -> None:
