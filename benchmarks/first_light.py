@@ -40,7 +40,7 @@ from trunkline.train.run import Workbench
 from trunkline.train.spec import PRESETS, Preset, RunRecord, TrainRequest
 
 FULL_TRIALS = ((6, 2e-4), (6, 5e-4), (6, 1e-4))
-PARTIAL_TRIALS = ((4, 2e-4), (4, 5e-4), (3, 5e-4))
+PARTIAL_TRIALS = ((4, 2e-4), (3, 5e-4), (4, 5e-4))
 """(tuned layers, peak learning rate) of each arm's trials."""
 STUDENT_LAYERS = (1, 2, 3)
 MIN_GAIN = 1.0
@@ -82,7 +82,7 @@ class Set:
 
 # The longest first, so that no worker idles at the end.
 SETS = (
-    Set("goemotions", "multilabel", "f1_micro", 6000, seeds=(0,), n_trials=2),
+    Set("goemotions", "multilabel", "f1_micro", 6667, seeds=(0,), n_trials=2),
     Set("glue_rte", "classification", "accuracy", 1300, input="pair", max_length=96, n_trials=2),
     Set("glue_mrpc", "classification", "accuracy", 1200, input="pair", max_length=96, n_trials=2),
     Set("glue_stsb", "regression", "pearson", 1800, input="pair", max_length=96, n_trials=2),

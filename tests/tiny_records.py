@@ -21,6 +21,8 @@ def run_spec(**changes: Any) -> RunSpec:
         "selection": "train_slice",
         "cache_dtype": "bfloat16",
         "precision": "fp32",
+        "hidden_dropout": 0.1,
+        "attention_dropout": 0.1,
     }
     return RunSpec(**(fields | changes))
 

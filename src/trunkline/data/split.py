@@ -13,8 +13,9 @@ SELECTION_SHARE = 0.1
 def selection_slice(train: Sequence[Example]) -> tuple[list[Example], list[Example]]:
     """Split train into rows to learn from and rows to choose on.
 
-    The slice is a seeded tenth of the labelled rows, at least 300 and at most half of them. It depends on their number
-    alone, so that all runs of a task, and its calibration, see the same slice.
+    The slice is a seeded tenth of the labelled rows, at least 300 and at most half of them. Which rows are drawn depends
+    on their number alone, so that all runs of a task, and its calibration, see the same slice, and a corrected row
+    moves no other. Repeats of a drawn input join it, as far as the half allows: what is chosen on was not learned.
 
     Args:
         train: At least 2 labelled examples; those without a label are learned from.
@@ -23,8 +24,12 @@ def selection_slice(train: Sequence[Example]) -> tuple[list[Example], list[Examp
         Rows to learn from and rows to choose on, each in the order of train.
     """
     labelled = [i for i, example in enumerate(train) if example.target is not None]
-    n_slice = min(max(MIN_SELECTION_ROWS, round(SELECTION_SHARE * len(labelled))), len(labelled) // 2)
+    half = len(labelled) // 2
+    n_slice = min(max(MIN_SELECTION_ROWS, round(SELECTION_SHARE * len(labelled))), half)
     chosen = {labelled[i] for i in np.random.default_rng(0).permutation(len(labelled))[:n_slice]}
+    inputs = {(train[i].text, train[i].text_pair) for i in chosen}
+    repeats = [i for i in labelled if i not in chosen and (train[i].text, train[i].text_pair) in inputs]
+    chosen.update(repeats[: half - n_slice])
     return (
         [example for i, example in enumerate(train) if i not in chosen],
         [example for i, example in enumerate(train) if i in chosen],

@@ -192,7 +192,8 @@ def fit(
                 reporter.step(losses[-1])
             metric = score(model)
             curve.append(EpochPoint(epoch=epoch, train_loss=float(np.mean(losses)), selection_metric=metric))
-            if metric > curve[best_epoch].selection_metric or best_epoch == 0:
+            # A tie goes to the later epoch: on a plateau its loss is the lower one.
+            if metric >= curve[best_epoch].selection_metric or best_epoch == 0:
                 best_epoch, best_state = epoch, _copy_state(model)
     model.load_state_dict(best_state)
     model.eval()
@@ -220,8 +221,10 @@ def training_batches(lengths: np.ndarray, batch_size: int, rng: np.random.Genera
 
 def _loss(logits: Tensor, lesson: Lesson, indices: np.ndarray, distillation: Distillation | None) -> Tensor:
     targets = _stack(lesson.split.targets, lesson.split, indices, logits.device)
-    if distillation is None or lesson.teacher is None:
+    if distillation is None:
         return hard_loss(lesson.kind, logits, targets)
+    if lesson.teacher is None:
+        raise TrainingError("a student's run has no teacher logits; give those of its label teacher")
     taught = _stack(lesson.teacher, lesson.split, indices, logits.device)
     return distillation_loss(lesson.kind, logits, targets, taught, distillation)
 

@@ -14,7 +14,13 @@ NO_LABEL = -1
 
 
 def hard_loss(kind: Kind, logits: PositionLogits, targets: Tensor) -> Tensor:
-    """Mean loss against labels over the positions that have one; 0 where none has.
+    """Mean loss against labels over the positions that have one; 0 where none has. Arguments as of `hard_losses`."""
+    each, known = hard_losses(kind, logits, targets)
+    return each.sum() / known.sum().clamp(min=1)
+
+
+def hard_losses(kind: Kind, logits: PositionLogits, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Loss of each position against its label.
 
     Args:
         kind: Of the task.
@@ -22,17 +28,19 @@ def hard_loss(kind: Kind, logits: PositionLogits, targets: Tensor) -> Tensor:
         targets: classification and tagging: (positions,) int64, `NO_LABEL` where there is none; multilabel:
             (positions, labels) float32 of 0 and 1, NaN where a row has none; regression: (positions,) float32
             standardized scores, NaN where a row has none.
+
+    Returns:
+        (positions,) float32 losses, 0 where a position has no label, and (positions,) bool: which have one.
     """
     if kind in ("classification", "tagging"):
-        n_labelled = (targets != NO_LABEL).sum().clamp(min=1)
-        return F.cross_entropy(logits, targets, ignore_index=NO_LABEL, reduction="sum") / n_labelled
+        return F.cross_entropy(logits, targets, ignore_index=NO_LABEL, reduction="none"), targets != NO_LABEL
     if kind == "multilabel":
         known = ~targets[:, 0].isnan()
         each = F.binary_cross_entropy_with_logits(logits, targets.nan_to_num(), reduction="none").mean(dim=1)
     else:
         known = ~targets.isnan()
         each = (logits[:, 0] - targets.nan_to_num()) ** 2
-    return (each * known).sum() / known.sum().clamp(min=1)
+    return each * known, known
 
 
 def soft_loss(kind: Kind, logits: PositionLogits, teacher: PositionLogits, kd_temperature: float) -> Tensor:
@@ -66,7 +74,11 @@ def soft_loss(kind: Kind, logits: PositionLogits, teacher: PositionLogits, kd_te
 def distillation_loss(
     kind: Kind, logits: PositionLogits, targets: Tensor, teacher: PositionLogits, distillation: Distillation
 ) -> Tensor:
-    """``alpha · hard + (1 − alpha) · soft``; positions without a label have the soft term only."""
+    """``alpha · hard + (1 − alpha) · soft``, each a mean over all positions.
+
+    Positions without a label have the soft term alone, and so a labelled one weighs the same in every batch.
+    """
     alpha = distillation.alpha
+    each, _ = hard_losses(kind, logits, targets)
     soft = soft_loss(kind, logits, teacher, distillation.kd_temperature)
-    return alpha * hard_loss(kind, logits, targets) + (1 - alpha) * soft
+    return alpha * each.sum() / max(1, len(logits)) + (1 - alpha) * soft

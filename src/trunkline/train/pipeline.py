@@ -213,6 +213,8 @@ class _Runs:
             "selection": self.request.selection,
             "cache_dtype": self.request.cache_dtype,
             "precision": self.bench.precision,
+            "hidden_dropout": self.bench.backbone.config.hidden_dropout,
+            "attention_dropout": self.bench.backbone.config.attention_dropout,
         }
 
 

@@ -13,6 +13,7 @@ from typing import Protocol
 
 import msgspec
 import numpy as np
+import torch
 from accelerate import Accelerator
 from torch import nn
 
@@ -24,6 +25,7 @@ from trunkline.core.specs import BranchSpec, Provenance
 from trunkline.model.backbone import Backbone
 from trunkline.model.branch import Branch, FullModel
 from trunkline.model.golden_run import golden_logits
+from trunkline.model.heads import Head
 from trunkline.model.score import answer, score_predictions
 from trunkline.model.trunk import Trunk
 from trunkline.train.cache import ActivationCache
@@ -32,6 +34,9 @@ from trunkline.train.ledger import Ledger
 from trunkline.train.loop import CachedSource, Fitted, Lesson, Source, TokenSource, fit, predict_logits
 from trunkline.train.prepare import PreparedTask, Split
 from trunkline.train.spec import CacheDtype, Precision, RunRecord, RunSpec
+
+MIN_SHARE = 1e-3
+"""No label begins rarer than this, or as good as always."""
 
 
 class Reporter(Protocol):
@@ -160,10 +165,14 @@ def execute(
     started, cached_before = time.perf_counter(), bench.cache.seconds
     draft = draft_branch(bench, task, spec)
     model = _build_model(bench, task, spec, start)
+    # Without a teacher a row without a label teaches nothing, and a step on such rows is a step of decay alone.
+    rows = task.fit if spec.arm == "student" else labelled(task.fit)
     if not start.head:
         names = ", ".join(f"head.{name}" for name, _ in model.head.named_parameters())
         bench.reporter.note(f"task {spec.task!r}: new head: {names}")
-    fit_source = source_of(bench, task.fit, spec, dtype=spec.cache_dtype)
+        if task.spec.kind == "multilabel":
+            start_at_frequencies(model.head, rows.targets)
+    fit_source = source_of(bench, rows, spec, dtype=spec.cache_dtype)
     selection_score = _Scorer(draft, task.selection, source_of(bench, task.selection, spec, dtype="float32"))
     dev_score = None
     if task.dev is not None:
@@ -171,11 +180,11 @@ def execute(
     cache_seconds = bench.cache.seconds - cached_before
     # What a new head on backbone layers gives; the other arms would only measure it again.
     untrained = dev_score(model) if dev_score is not None and spec.arm == "partial" else None
-    n_batches = -(-len(task.fit) // spec.hyperparameters.batch_size)
+    n_batches = -(-len(rows) // spec.hyperparameters.batch_size)
     bench.reporter.run_started(spec, n_batches * spec.hyperparameters.epochs)
     fitted = fit(
         model,
-        Lesson(task.spec.kind, task.fit, fit_source, teacher),
+        Lesson(task.spec.kind, rows, fit_source, teacher),
         spec=spec,
         score=selection_score,
         accelerator=bench.accelerator,
@@ -195,7 +204,7 @@ def execute(
         selection_metric=branch.provenance.selection_metric,
         dev_metric=dev_metric,
         untrained_dev_metric=untrained,
-        n_train_rows=len(task.fit),
+        n_train_rows=len(rows),
         n_truncated=task.n_truncated,
         n_unseen_labels=task.n_unseen_labels,
         seconds=time.perf_counter() - started - cache_seconds,
@@ -205,8 +214,42 @@ def execute(
         trunkline_version=trunkline.__version__,
     )
     bench.ledger.append(record)
+    if record.selection_metric <= fitted.curve[0].selection_metric:
+        bench.reporter.note(
+            f"task {spec.task!r}: a {spec.arm} run of {spec.own_layers} layers learned nothing: "
+            f"{record.metric} {record.selection_metric:.1f} on the selection rows, "
+            f"{fitted.curve[0].selection_metric:.1f} before its first step; try a lower learning rate or more epochs"
+        )
     bench.reporter.run_finished(record, resumed=False)
     return record
+
+
+def labelled(split: Split) -> Split:
+    """The rows of a split that have a label."""
+    kept = [i for i, example in enumerate(split.examples) if example.target is not None]
+    if len(kept) == len(split):
+        return split
+    return Split(
+        examples=tuple(split.examples[i] for i in kept),
+        rows=tuple(split.rows[i] for i in kept),
+        positions=None if split.positions is None else tuple(split.positions[i] for i in kept),
+        targets=tuple(split.targets[i] for i in kept),
+    )
+
+
+def start_at_frequencies(head: Head, targets: Sequence[np.ndarray]) -> None:
+    """Let a new multi-label head begin with each label's share of the rows (Lin et al. 2017, section 3.3).
+
+    Where all labels begin at one half and most are rare, the first steps push every logit down together, and the
+    layers under the head may never recover: GoEmotions ended at 0 points at rates that do well from here.
+
+    Args:
+        head: A new one; its output bias is set.
+        targets: One array a row: (labels,) float32 of 0 and 1.
+    """
+    shares = np.mean(targets, axis=0).clip(MIN_SHARE, 1 - MIN_SHARE)
+    with torch.no_grad():
+        head.output.bias.copy_(torch.from_numpy(np.log(shares / (1 - shares))))
 
 
 def source_of(bench: Workbench, split: Split, spec: RunSpec, *, dtype: CacheDtype) -> Source:
@@ -272,7 +315,7 @@ def draft_branch(bench: Workbench, task: PreparedTask, spec: RunSpec) -> BranchS
             backbone=bench.backbone.name,
             run_id=spec.run_id,
             seed=spec.seed,
-            train_rows=len(task.fit),
+            train_rows=len(task.fit if spec.arm == "student" else labelled(task.fit)),
             train_digest=task.data_digest,
             selection_metric=0.0,
             label_teacher=spec.label_teacher,

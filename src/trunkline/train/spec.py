@@ -124,6 +124,8 @@ class RunSpec(Spec, frozen=True, kw_only=True):
         selection: Where the best epoch is chosen.
         cache_dtype: Of the cached activations learned from.
         precision: Of the multiplications in training.
+        hidden_dropout: Share of hidden values dropped; of the backbone's config, which the trunk's digest leaves out.
+        attention_dropout: Share of attention weights dropped; likewise.
         distillation: For students.
         label_teacher: For students: id of the run whose logits are learned.
         init: Where the layers and, for ``teacher``, the head start.
@@ -142,6 +144,8 @@ class RunSpec(Spec, frozen=True, kw_only=True):
     selection: Selection
     cache_dtype: CacheDtype
     precision: Precision
+    hidden_dropout: float
+    attention_dropout: float
     distillation: Distillation | None = None
     label_teacher: str | None = None
     init: Init = "backbone"
@@ -179,7 +183,7 @@ class RunRecord(Spec, frozen=True, kw_only=True):
         selection_metric: At the best epoch, on the selection rows, from unrounded states.
         dev_metric: At the best epoch, on dev, from unrounded states; None without dev rows.
         untrained_dev_metric: On dev before the first step; of partial fine-tuning only, else None.
-        n_train_rows: Rows learned from.
+        n_train_rows: Rows learned from; rows without a label are a student's alone.
         n_truncated: Rows of all parts that were cut to ``max_length``.
         n_unseen_labels: Dev labels that train lacks, counted as errors.
         seconds: Wall time of the run, activations not included.

@@ -33,6 +33,18 @@ def test_the_slice_depends_on_the_number_of_rows_alone() -> None:
     assert [row.text for row in changed] == plain
 
 
+def test_repeats_of_a_chosen_input_are_not_learned_from() -> None:
+    rows = [Example(text=str(number % 650), target="x") for number in range(700)]
+    fit, chosen = selection_slice(rows)
+    assert 300 < len(chosen) < 350
+    assert not {row.text for row in fit} & {row.text for row in chosen}
+
+
+def test_the_slice_is_at_most_half_even_if_all_inputs_are_the_same() -> None:
+    fit, chosen = selection_slice([Example(text="hello", target="x")] * 40)
+    assert (len(fit), len(chosen)) == (20, 20)
+
+
 def test_the_slice_is_spread_over_train() -> None:
     # Files are often sorted by label: the slice must not be their end.
     chosen = [int(row.text) for row in selection_slice(examples(3000))[1]]

@@ -136,6 +136,16 @@ def test_rows_without_a_label_learn_from_the_teacher_alone() -> None:
     assert not torch.allclose(logits.grad[0], 0.5 * soft_only.grad[0])
 
 
+def test_a_labelled_row_weighs_the_same_whether_its_batch_mates_have_labels_or_not() -> None:
+    def gradient(targets: list[int]) -> torch.Tensor:
+        logits = LOGITS.clone().requires_grad_()
+        distillation_loss("classification", logits, torch.tensor(targets), TEACHER, Distillation(alpha=0.5)).backward()
+        assert logits.grad is not None
+        return logits.grad[0]
+
+    torch.testing.assert_close(gradient([0, NO_LABEL, NO_LABEL]), gradient([0, 1, 2]))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_batch_without_positions_has_a_loss_of_zero(kind: Kind) -> None:
     logits = torch.zeros(0, 1 if kind == "regression" else 3, requires_grad=True)
