@@ -1,6 +1,7 @@
 """Pico branches and bundles on the pico backbones of tests/tiny.py: random heads, layers with noise."""
 
 import hashlib
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -13,7 +14,7 @@ import numpy as np
 from tests.tiny import tiny_backbone
 from trunkline.bundle.golden import Golden, golden_inputs, make_golden
 from trunkline.bundle.merge import merge
-from trunkline.bundle.store import Bundle, write_branch
+from trunkline.bundle.store import Bundle, read_branch, write_branch
 from trunkline.core.specs import BranchSpec, Provenance
 from trunkline.model.backbone import Backbone
 from trunkline.model.branch import Branch
@@ -113,6 +114,12 @@ def put_branch(folder: Path, task: str, backbone: Backbone, *, seed: int = 0, **
     branch = make_branch(task, backbone, seed=seed, **changes)
     write_branch(folder, branch.spec, branch.tensors, branch.golden)
     return folder
+
+
+def branch_digest(task: str) -> str:
+    """Of what `put_branch` writes for the common backbone."""
+    with tempfile.TemporaryDirectory() as folder:
+        return read_branch(put_branch(Path(folder, "branch"), task, backbone_of())).digest
 
 
 def make_bundle(folder: Path, *tasks: str, backbone: Backbone | None = None, seed: int = 0) -> Bundle:

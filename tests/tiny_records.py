@@ -27,7 +27,9 @@ def run_spec(**changes: Any) -> RunSpec:
     return RunSpec(**(fields | changes))
 
 
-def run_record(points: float, *, dev: float | None = None, spec: RunSpec | None = None, **changes: Any) -> RunRecord:
+def run_record(
+    points: float, *, dev: float | None = None, spec: RunSpec | None = None, branch: str = "f" * 64, **changes: Any
+) -> RunRecord:
     """What came of it: so many points on the selection rows, and on dev; ``changes`` are fields of the spec."""
     spec = spec or run_spec(**changes)
     return RunRecord(
@@ -47,6 +49,6 @@ def run_record(points: float, *, dev: float | None = None, spec: RunSpec | None 
         seconds=2.0,
         cache_seconds=0.5,
         finished_at="2025-01-01T00:00:00+00:00",
-        branch_digest=None if spec.arm == "full" else "f" * 64,
+        branch_digest=None if spec.arm == "full" else branch,
         trunkline_version="0.1.0",
     )

@@ -13,7 +13,7 @@ from rich.tree import Tree
 from trunkline.bundle.manifest import Manifest, TaskEntry, deepest_exit, layer_cost
 from trunkline.core.types import LabelPrediction, LabelsPrediction, Prediction, ScorePrediction
 from trunkline.train.candidates import Candidate
-from trunkline.train.plan import Plan
+from trunkline.train.plan import Plan, PlannedTask
 
 if TYPE_CHECKING:
     # Both import torch, which `inspect` and `plan` can do without.
@@ -45,15 +45,14 @@ def cost_table(manifest: Manifest) -> Table:
 def candidate_table(candidates: Sequence[Candidate]) -> Table:
     """Every candidate with mean, spread and maximum over its seeds, in points."""
     table = Table(title="Candidates (points; mean over seeds)", title_justify="left", box=None, pad_edge=False)
-    for heading in ("task", "arm", "exit", "own"):
+    for heading in ("task", "arm", "exit", "own", "pooling"):
         table.add_column(heading)
     for heading in ("metric", "selection", "dev", "spread", "max", "seeds", "seconds"):
         table.add_column(heading, justify="right")
     for c in candidates:
-        arm = c.arm if c.arm != "student" or c.init == "teacher" else "student (from backbone)"
         figures = (c.selection_mean, c.dev_mean, c.dev_spread, c.dev_max)
         table.add_row(
-            c.task, arm, str(c.exit_layer), str(c.own_layers), c.metric, *map(_points, figures),
+            c.task, _arm(c), str(c.exit_layer), str(c.own_layers), c.pooling, c.metric, *map(_points, figures),
             str(len(c.seeds)), f"{c.seconds:.0f}",
         )  # fmt: skip
     return table
@@ -62,12 +61,12 @@ def candidate_table(candidates: Sequence[Candidate]) -> Table:
 def plan_table(plan: Plan) -> RenderableType:
     """The chosen candidate of each task, why, and what all of them cost together."""
     table = Table(title=f"Plan, at least {plan.min_gain:g} points an added layer", title_justify="left", box=None)
-    for heading in ("task", "exit", "own", "metric", "selection", "dev"):
+    for heading in ("task", "arm", "exit", "own", "pooling", "metric", "selection", "dev"):
         table.add_column(heading)
     for task in plan.tasks:
         table.add_row(
-            task.task, str(task.exit_layer), str(task.own_layers), task.metric, _points(task.selection_metric),
-            _points(task.dev_metric),
+            task.task, _arm(task), str(task.exit_layer), str(task.own_layers), task.pooling, task.metric,
+            _points(task.selection_metric), _points(task.dev_metric),
         )  # fmt: skip
     reasons = [Text(f" {task.task}: {task.reason}", style="dim") for task in plan.tasks]
     cost = (
@@ -123,6 +122,10 @@ def _add_branches(node: Tree, manifest: Manifest, exit_layer: int) -> None:
 
 def _by_exit(manifest: Manifest) -> list[tuple[str, TaskEntry]]:
     return sorted(manifest.tasks.items(), key=lambda item: (item[1].exit_layer, item[0]))
+
+
+def _arm(trained: Candidate | PlannedTask) -> str:
+    return trained.arm if trained.arm != "student" or trained.init == "teacher" else "student (from backbone)"
 
 
 def _points(value: float | None) -> str:

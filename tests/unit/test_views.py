@@ -106,7 +106,7 @@ def test_an_empty_bundle_can_be_drawn() -> None:
 def test_candidates_show_mean_spread_and_maximum() -> None:
     records = [run_record(80.0 + s, dev=70.0 + s, seed=s) for s in range(3)]
     line = drawn(candidate_table(candidates_of(records))).splitlines()[-1].split()
-    assert line == ["mood", "partial", "2", "2", "accuracy", "81.0", "71.0", "1.0", "72.0", "3", "8"]
+    assert line == ["mood", "partial", "2", "2", "cls", "accuracy", "81.0", "71.0", "1.0", "72.0", "3", "8"]
 
 
 def test_students_from_the_backbone_are_told_from_those_of_a_teacher() -> None:

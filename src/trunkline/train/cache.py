@@ -14,7 +14,7 @@ import hashlib
 import os
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,7 +88,7 @@ class ActivationStore:
     """States after one exit of one trunk, in one dtype.
 
     Args:
-        folder: The store's folder; made by `lock`.
+        folder: The store's folder; made by the first `append`.
         width: Of the hidden states.
         dtype: What is stored.
     """
@@ -99,9 +99,11 @@ class ActivationStore:
         self.width = width
         self.dtype = dtype
         self._token_bytes = width * STORED[dtype].itemsize
+        self._rows: dict[bytes, tuple[int, int]] = {}
+        self._n_tokens = 0
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
+    def _lock(self) -> Iterator[None]:
         """Held by the one process that appends; the folder is made when missing.
 
         Raises:
@@ -117,38 +119,60 @@ class ActivationStore:
                 "free space, or set TRUNKLINE_CACHE to another folder"
             ) from error
 
-    def index(self) -> dict[bytes, tuple[int, int]]:
-        """Key -> (first token, token count) of every whole row."""
+    def index(self) -> Mapping[bytes, tuple[int, int]]:
+        """Key -> (first token, token count) of every whole row; only what was added since the last call is read."""
         if not self.index_path.exists() or not self.states_path.exists():
-            return {}
-        content = self.index_path.read_bytes()
-        records = np.frombuffer(content, dtype=RECORD, count=len(content) // RECORD.itemsize)
-        n_tokens = self.states_path.stat().st_size // self._token_bytes
-        rows: dict[bytes, tuple[int, int]] = {}
-        for record in records:
+            self._rows, self._n_tokens = {}, 0
+            return self._rows
+        n_stored = self.states_path.stat().st_size // self._token_bytes
+        with self.index_path.open("rb") as file:
+            if file.seek(0, os.SEEK_END) < len(self._rows) * RECORD.itemsize or n_stored < self._n_tokens:
+                # Another store took the place of the one that was read: somebody emptied the cache.
+                self._rows, self._n_tokens = {}, 0
+            file.seek(len(self._rows) * RECORD.itemsize)
+            content = file.read()
+        for record in np.frombuffer(content, dtype=RECORD, count=len(content) // RECORD.itemsize):
             end = int(record["start"]) + int(record["n_tokens"])
-            if end > n_tokens or int(record["checksum"]) != _checksum(record):
+            if end > n_stored or int(record["checksum"]) != _checksum(record):
                 break
-            rows[record["key"].tobytes()] = (int(record["start"]), int(record["n_tokens"]))
-        return rows
+            self._rows[record["key"].tobytes()] = (int(record["start"]), int(record["n_tokens"]))
+            self._n_tokens = end
+        return self._rows
 
     def append(self, rows: Iterable[tuple[bytes, np.ndarray]]) -> None:
-        """Add rows that are not there, under the lock: (key, states (tokens, width) float32); states, then records."""
-        known = self.index()
-        n_tokens = max((start + count for start, count in known.values()), default=0)
-        with self.states_path.open("ab") as states, self.index_path.open("ab") as index:
-            states.truncate(n_tokens * self._token_bytes)
-            index.truncate(len(known) * RECORD.itemsize)
-            pending: list[np.ndarray] = []
-            flushed = n_tokens
-            for key, values in rows:
-                states.write(_to_stored(values, self.dtype).tobytes())
-                pending.append(_record(key, n_tokens, len(values)))
-                n_tokens += len(values)
-                if (n_tokens - flushed) * self._token_bytes > FLUSH_BYTES:
-                    _flush(states, index, pending)
-                    pending, flushed = [], n_tokens
-            _flush(states, index, pending)
+        """Add rows; a piece is collected, then written under the lock, so that no writer waits for another's trunk.
+
+        Args:
+            rows: (key, states (tokens, width) float32); what another writer added meanwhile is passed over.
+
+        Raises:
+            TrainingError: The store cannot be written; what was there stays whole.
+        """
+        piece: dict[bytes, np.ndarray] = {}
+        n_bytes = 0
+        for key, values in rows:
+            piece[key] = _to_stored(values, self.dtype)
+            n_bytes += piece[key].nbytes
+            if n_bytes > FLUSH_BYTES:
+                self._write(piece)
+                piece, n_bytes = {}, 0
+        self._write(piece)
+
+    def _write(self, piece: Mapping[bytes, np.ndarray]) -> None:
+        with self._lock():
+            known = self.index()
+            n_tokens = self._n_tokens
+            records = []
+            with self.states_path.open("ab") as states, self.index_path.open("ab") as index:
+                # Whatever a kill left behind the last whole row.
+                states.truncate(n_tokens * self._token_bytes)
+                index.truncate(len(known) * RECORD.itemsize)
+                for key, values in piece.items():
+                    if key not in known:
+                        states.write(values.tobytes())
+                        records.append(_record(key, n_tokens, len(values)))
+                        n_tokens += len(values)
+                _flush(states, index, records)
 
     def view(self, keys: Sequence[bytes]) -> CachedRows:
         """The rows of these keys, all of which must be there."""
@@ -172,6 +196,7 @@ class ActivationCache:
     def __init__(self, root: Path, *, on_rows: Callable[[int], None] | None = None) -> None:
         self.root = root
         self.seconds = 0.0
+        self._stores: dict[tuple[Path, int], ActivationStore] = {}
         self._on_rows = on_rows or (lambda _count: None)
 
     def rows(
@@ -189,17 +214,20 @@ class ActivationCache:
         Raises:
             TrainingError: The store cannot be written.
         """
-        folder = self.root / f"{backbone.chain[exit_layer][:24]}-{dtype}"
-        store = ActivationStore(folder, width=backbone.config.width, dtype=dtype)
+        store = self._store(
+            self.root / f"{backbone.chain[exit_layer][:24]}-{dtype}", width=backbone.config.width, dtype=dtype
+        )
         keys = [row_key(row) for row in rows]
-        started = time.perf_counter()
-        with store.lock():
-            known = store.index()
-            missing = {key: row for key, row in zip(keys, rows, strict=True) if key not in known}
-            if missing:
-                store.append(self._compute(trunk, missing, exit_layer=exit_layer, pad_id=backbone.config.pad_id))
-        self.seconds += time.perf_counter() - started
+        known = store.index()
+        missing = {key: row for key, row in zip(keys, rows, strict=True) if key not in known}
+        if missing:
+            started = time.perf_counter()
+            store.append(self._compute(trunk, missing, exit_layer=exit_layer, pad_id=backbone.config.pad_id))
+            self.seconds += time.perf_counter() - started
         return store.view(keys)
+
+    def _store(self, folder: Path, *, width: int, dtype: CacheDtype) -> ActivationStore:
+        return self._stores.setdefault((folder, width), ActivationStore(folder, width=width, dtype=dtype))
 
     def _compute(
         self, trunk: Trunk, missing: dict[bytes, Encoded], *, exit_layer: int, pad_id: int

@@ -72,7 +72,12 @@ def candidates_of(records: Sequence[RunRecord]) -> list[Candidate]:
         Sorted by task, then own layers, then exit layer.
     """
     groups: dict[str, list[RunRecord]] = {}
-    for record in {record.run_id: record for record in records}.values():
+    latest: dict[str, RunRecord] = {}
+    for record in records:
+        # Taken out first, so that a run that was recorded again stands where it was recorded last.
+        latest.pop(record.run_id, None)
+        latest[record.run_id] = record
+    for record in latest.values():
         groups.setdefault(_without_seed(record.spec), []).append(record)
     best: dict[tuple[str, Arm, int, int, Pooling, Init], Candidate] = {}
     for group in groups.values():

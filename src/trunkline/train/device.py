@@ -30,7 +30,7 @@ def make_accelerator(*, trackers: Sequence[str] = (), log_dir: Path | None = Non
 
     Raises:
         UnknownNameError: Accelerate knows no such tracker.
-        SpecError: A tracker that writes files has no `log_dir`.
+        SpecError: A tracker that writes files has no `log_dir`, or this is one of several processes of a job.
         MissingDependencyError: The tracker's package is not installed; accelerate would go on without it.
     """
     for name in trackers:
@@ -40,6 +40,11 @@ def make_accelerator(*, trackers: Sequence[str] = (), log_dir: Path | None = Non
         log_with=list(trackers) or None,
         project_dir=None if log_dir is None else str(log_dir),
     )
+    if accelerator.num_processes > 1:
+        raise SpecError(
+            f"train: was started as {accelerator.num_processes} processes of one job (accelerate launch); only one is "
+            "allowed; start `trunkline train` by itself, several of them for several tasks"
+        )
     if trackers:
         accelerator.init_trackers("trunkline")
     return accelerator

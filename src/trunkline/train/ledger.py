@@ -5,14 +5,16 @@ not a record: readers pass over it, and the next writer cuts it off.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
-from trunkline.core.errors import TrainingError
+from trunkline.bundle.files import fsync_folder
+from trunkline.bundle.store import read_branch
+from trunkline.core.errors import BundleError, TrainingError
 from trunkline.train.spec import RunRecord, RunSpec
 
 
@@ -44,12 +46,36 @@ class Ledger:
         return [self._decode(line, number) for number, line in enumerate(lines[:-1], start=1) if line]
 
     def find(self, spec: RunSpec) -> RunRecord | None:
-        """The latest record of an equal spec whose branch is still there, or None."""
+        """The latest record of an equal spec, or None if there is none or its branch is gone or no longer the same."""
         run_id = spec.run_id
-        for record in reversed(self.records()):
-            if record.run_id == run_id and (record.branch_digest is None or self.branch_folder(run_id).is_dir()):
-                return record
+        latest = next((record for record in reversed(self.records()) if record.run_id == run_id), None)
+        if latest is None or latest.branch_digest in (None, self._branch_digest(run_id)):
+            return latest
         return None
+
+    @contextmanager
+    def running(self, run_id: str, *, on_wait: Callable[[], None]) -> Iterator[None]:
+        """Held by the one process that runs this; another that asks for the same run waits and then finds its record.
+
+        Args:
+            run_id: Which run.
+            on_wait: Called when another process is running it.
+
+        Raises:
+            TrainingError: The folder cannot be written.
+        """
+        lock = FileLock(self.folder / "runs" / f"{run_id}.lock")
+        with self._writing():
+            (self.folder / "runs").mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                on_wait()
+                lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
 
     def get(self, run_id: str) -> RunRecord:
         """The latest record with this id; a run whose branch was removed is run, and recorded, again.
@@ -80,6 +106,8 @@ class Ledger:
         with self._writing():
             self.folder.mkdir(parents=True, exist_ok=True)
             self.path.open("ab").close()
+            fsync_folder(self.folder)
+            fsync_folder(self.folder.parent)
 
     def append(self, record: RunRecord) -> None:
         """Add one record; it is on disk when this returns.
@@ -103,6 +131,12 @@ class Ledger:
     def branch_folder(self, run_id: str) -> Path:
         """Where a run's branch lies, in the same form as inside a bundle."""
         return self.run_folder(run_id) / "branch"
+
+    def _branch_digest(self, run_id: str) -> str | None:
+        try:
+            return read_branch(self.branch_folder(run_id)).digest
+        except BundleError:
+            return None
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from trunkline.bundle.store import read_branch
-from trunkline.core.errors import DigestMismatchError, SpecError
+from trunkline.core.errors import SpecError
 from trunkline.core.specs import TaskSpec
 from trunkline.model.backbone import Backbone
 from trunkline.train.candidates import Candidate, best_partial, candidates_of
@@ -36,6 +36,16 @@ def check_request(request: TrainRequest, n_layers: int) -> None:
     for count in request.layers:
         if not 1 <= count <= n_layers:
             raise SpecError(f"train: --layers {count} is outside 1..{n_layers} (backbone has {n_layers} layers)")
+    _check_students(request, n_layers)
+
+
+def _check_students(request: TrainRequest, n_layers: int) -> None:
+    longest = max(request.layers, default=n_layers)
+    if request.student_exits is None and min(request.student_layers, default=0) > longest:
+        raise SpecError(
+            f"train: --students {min(request.student_layers)} is more layers than any teacher tunes; at their "
+            f"teacher's exit students have 0..{longest} (--layers); ask for shorter ones, or give --student-exits"
+        )
     for exit_layer in request.student_exits or ():
         for own_layers in request.student_layers:
             if exit_layer < 0 or exit_layer + own_layers > n_layers:
@@ -142,18 +152,12 @@ class _Runs:
 
     def students(self, teacher: Candidate) -> list[RunRecord]:
         found = self.bench.ledger.get(teacher.run_id)
-        folder = self.bench.ledger.branch_folder(found.run_id)
-        stored = read_branch(folder)
-        if stored.digest != found.branch_digest:
-            raise DigestMismatchError(
-                f"branch {str(folder)!r}: has digest {stored.digest}; {found.branch_digest} is in the ledger; "
-                "it was damaged or changed: remove the folder, and it is trained again"
-            )
+        stored = read_branch(self.bench.ledger.branch_folder(found.run_id))
         taught: list[np.ndarray] | None = None
         records = []
         for spec in self._student_specs(teacher):
             if taught is None and self.bench.ledger.find(spec) is None:
-                taught = teacher_logits(self.bench, found.spec, stored.tensors, self.task)
+                taught = teacher_logits(self.bench, found.spec, stored, self.task)
             start = initial_tensors(
                 self.bench.backbone,
                 stored.tensors if spec.init == "teacher" else None,

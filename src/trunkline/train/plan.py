@@ -9,10 +9,10 @@ import msgspec
 
 from trunkline.bundle.files import swap_file
 from trunkline.core.errors import BundleError, SpecError, UnknownNameError, nearest_hint
-from trunkline.core.specs import Metric, Spec, decode_spec, encode_spec
+from trunkline.core.specs import Metric, Pooling, Spec, decode_spec, encode_spec
 from trunkline.train.candidates import Candidate, candidates_of
 from trunkline.train.ledger import Ledger
-from trunkline.train.spec import RunRecord
+from trunkline.train.spec import Arm, Init, RunRecord
 
 
 class Priced(Protocol):
@@ -35,6 +35,9 @@ class PlannedTask(Spec, frozen=True, kw_only=True):
 
     Attributes:
         task: The task's name.
+        arm: How it was trained.
+        init: Where a student started.
+        pooling: Where its head reads.
         exit_layer: Trunk layers below.
         own_layers: Layers of its own.
         metric: What the figures are, in points.
@@ -47,6 +50,9 @@ class PlannedTask(Spec, frozen=True, kw_only=True):
     """
 
     task: str
+    arm: Arm
+    init: Init
+    pooling: Pooling
     exit_layer: int
     own_layers: int
     metric: Metric
@@ -160,9 +166,15 @@ def make_plan(
 
 
 def _planned(candidates: Sequence[Candidate], min_gain: float, branch_folders: dict[str, str]) -> PlannedTask:
-    chosen, reason = choose_by_gain(candidates, min_gain=min_gain)
+    most = {c.own_layers: max(len(o.seeds) for o in candidates if o.own_layers == c.own_layers) for c in candidates}
+    # Of equally many layers, a mean over more seeds is worth more than a lucky seed.
+    steady = [candidate for candidate in candidates if len(candidate.seeds) == most[candidate.own_layers]]
+    chosen, reason = choose_by_gain(steady, min_gain=min_gain)
     return PlannedTask(
         task=chosen.task,
+        arm=chosen.arm,
+        init=chosen.init,
+        pooling=chosen.pooling,
         exit_layer=chosen.exit_layer,
         own_layers=chosen.own_layers,
         metric=chosen.metric,

@@ -6,9 +6,12 @@ A run that the ledger has is not run again. A run that was killed left no record
 import io
 import shutil
 import time
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Protocol
 
 import msgspec
@@ -20,7 +23,7 @@ from torch import nn
 import trunkline
 from trunkline.bundle.files import swap_file
 from trunkline.bundle.golden import golden_inputs, make_golden
-from trunkline.bundle.store import write_branch
+from trunkline.bundle.store import StoredBranch, write_branch
 from trunkline.core.specs import BranchSpec, Provenance
 from trunkline.model.backbone import Backbone
 from trunkline.model.branch import Branch, FullModel
@@ -145,7 +148,7 @@ class Start:
 def execute(
     bench: Workbench, task: PreparedTask, spec: RunSpec, *, start: Start, teacher: Sequence[np.ndarray] | None = None
 ) -> RunRecord:
-    """Run what the spec says, or return the record of when it was run.
+    """Run what the spec says, or return the record of when it was run; one process at a time runs it.
 
     Args:
         bench: Backbone, ledger, cache.
@@ -157,11 +160,19 @@ def execute(
     Raises:
         TrainingError: The loss became NaN, or the cache or ledger cannot be written.
     """
-    found = bench.ledger.find(spec)
-    if found is not None:
-        bench.ledger.renew(found)
-        bench.reporter.run_finished(found, resumed=True)
-        return found
+    waiting = f"task {spec.task!r}: another process is at a {spec.arm} run of {spec.own_layers} layers; waiting for it"
+    with bench.ledger.running(spec.run_id, on_wait=lambda: bench.reporter.note(waiting)):
+        found = bench.ledger.find(spec)
+        if found is None:
+            return _run(bench, task, spec, start=start, teacher=teacher)
+    bench.ledger.renew(found)
+    bench.reporter.run_finished(found, resumed=True)
+    return found
+
+
+def _run(
+    bench: Workbench, task: PreparedTask, spec: RunSpec, *, start: Start, teacher: Sequence[np.ndarray] | None
+) -> RunRecord:
     started, cached_before = time.perf_counter(), bench.cache.seconds
     draft = draft_branch(bench, task, spec)
     model = _build_model(bench, task, spec, start)
@@ -261,31 +272,39 @@ def source_of(bench: Workbench, split: Split, spec: RunSpec, *, dtype: CacheDtyp
     return CachedSource(rows, bench.trunk.bias, device)
 
 
-def teacher_logits(
-    bench: Workbench, spec: RunSpec, tensors: Mapping[str, np.ndarray], task: PreparedTask
-) -> list[np.ndarray]:
+def teacher_logits(bench: Workbench, spec: RunSpec, branch: StoredBranch, task: PreparedTask) -> list[np.ndarray]:
     """A finished branch's logits on the fit rows, from the activations it was trained on; computed once and kept.
 
     Args:
         bench: Backbone, ledger, cache.
         spec: The run that gave the branch; the logits are kept in its folder.
-        tensors: The branch's tensors by canonical name.
+        branch: As it was read from there.
         task: The prepared rows.
 
     Returns:
         One float32 array a row, as `predict_logits` gives them.
     """
-    path = bench.ledger.run_folder(spec.run_id) / f"logits-{task.data_digest[:20]}.npz"
-    if path.exists():
-        with np.load(path) as kept:
-            return _split_logits(kept["flat"], kept["counts"], tagging=task.fit.positions is not None)
-    model = _build_model(bench, task, spec, Start(tensors, head=True))
+    path = bench.ledger.run_folder(spec.run_id) / f"logits-{branch.digest[:20]}-{task.data_digest[:20]}.npz"
+    kept = _kept_logits(path)
+    if kept is not None:
+        return _split_logits(*kept, tagging=task.fit.positions is not None)
+    model = _build_model(bench, task, spec, Start(branch.tensors, head=True))
     logits = predict_logits(model, source_of(bench, task.fit, spec, dtype=spec.cache_dtype), task.fit)
     content = io.BytesIO()
     lines = [row.reshape(-1, task.n_outputs) for row in logits]
     np.savez(content, flat=np.concatenate(lines), counts=np.array([len(row) for row in lines]))
     swap_file(path, content.getvalue())
     return logits
+
+
+def _kept_logits(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
+    """What was kept; None where nothing was, or where it was damaged: it is computed again then."""
+    try:
+        # Read first: numpy leaves a damaged file open.
+        with np.load(io.BytesIO(path.read_bytes())) as kept:
+            return kept["flat"], kept["counts"]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error):
+        return None
 
 
 def _split_logits(flat: np.ndarray, counts: np.ndarray, *, tagging: bool) -> list[np.ndarray]:
@@ -369,11 +388,12 @@ def _finished_branch(draft: BranchSpec, fitted: Fitted, dev_metric: float | None
 
 
 def _save(bench: Workbench, spec: RunSpec, branch: BranchSpec, model: Branch) -> str:
-    """Write the branch; one that a run left which never reached the ledger is removed."""
+    """Write the branch; what a killed run left, or a branch that the ledger does not know, is removed."""
     inputs = golden_inputs(branch.input)
     golden = make_golden(inputs, golden_logits(bench.trunk, model, bench.backbone.tokenizer, branch, inputs))
     folder = bench.ledger.branch_folder(spec.run_id)
-    shutil.rmtree(folder, ignore_errors=True)
+    for left in (folder, *folder.parent.glob(".*.tmp-*")):
+        shutil.rmtree(left, ignore_errors=True)
     return write_branch(folder, branch, model.tensors(), golden)
 
 

@@ -99,3 +99,11 @@ def test_means_that_differ_by_a_binary_fraction_are_a_tie() -> None:
 def test_students_need_a_partial_fine_tuning() -> None:
     with pytest.raises(SpecError, match="--layers"):
         best_partial(candidates_of([run_record(80.0, arm="full")]))
+
+
+def test_a_seed_that_was_recorded_again_counts_with_its_last_record() -> None:
+    first = run_record(90.0, arm="student", label_teacher="a")
+    other = run_record(80.0, arm="student", label_teacher="b")
+    again = run_record(70.0, arm="student", label_teacher="a")
+    (candidate,) = candidates_of([first, other, again])
+    assert candidate.selection_metrics == (70.0,)

@@ -2,16 +2,20 @@
 
 import errno
 import os
+import shutil
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
+from tests.tiny_bundles import backbone_of, branch_digest, put_branch
 from tests.tiny_records import run_record, run_spec
 from trunkline.core.errors import TrainingError
 from trunkline.train.ledger import Ledger
 
-RECORDS = [run_record(80.0 + seed, seed=seed) for seed in range(3)]
+BRANCH_DIGEST = branch_digest("mood")
+RECORDS = [run_record(80.0 + seed, seed=seed, branch=BRANCH_DIGEST) for seed in range(3)]
 
 
 @pytest.fixture
@@ -19,7 +23,7 @@ def ledger(tmp_path: Path) -> Ledger:
     made = Ledger(tmp_path / "runs")
     for record in RECORDS:
         made.append(record)
-        made.branch_folder(record.run_id).mkdir(parents=True)
+        put_branch(made.branch_folder(record.run_id), "mood", backbone_of())
     return made
 
 
@@ -44,8 +48,35 @@ def test_a_finished_run_is_found_by_an_equal_spec(ledger: Ledger) -> None:
 
 
 def test_a_run_whose_branch_was_removed_counts_as_not_run(ledger: Ledger) -> None:
-    ledger.branch_folder(RECORDS[1].run_id).rmdir()
+    shutil.rmtree(ledger.branch_folder(RECORDS[1].run_id))
     assert ledger.find(RECORDS[1].spec) is None
+
+
+@pytest.mark.parametrize("name", ["branch.json", "branch.safetensors"])
+def test_a_run_whose_branch_is_not_the_one_it_left_counts_as_not_run(ledger: Ledger, name: str) -> None:
+    path = ledger.branch_folder(RECORDS[1].run_id) / name
+    content = bytearray(path.read_bytes())
+    content[-9] ^= 0x01
+    path.write_bytes(content)
+    assert ledger.find(RECORDS[1].spec) is None
+    assert ledger.find(RECORDS[0].spec) == RECORDS[0]
+
+
+def test_a_run_that_another_holds_is_waited_for(ledger: Ledger) -> None:
+    order: list[str] = []
+
+    def run() -> None:
+        with ledger.running("abc", on_wait=lambda: order.append("waits")):
+            order.append("second")
+
+    thread = threading.Thread(target=run)
+    with ledger.running("abc", on_wait=lambda: order.append("never")):
+        thread.start()
+        while "waits" not in order:
+            time.sleep(0.01)
+        order.append("first")
+    thread.join()
+    assert order == ["waits", "first", "second"]
 
 
 def test_a_full_fine_tuning_needs_no_branch(ledger: Ledger) -> None:
@@ -55,7 +86,7 @@ def test_a_full_fine_tuning_needs_no_branch(ledger: Ledger) -> None:
 
 
 def test_the_latest_record_of_a_run_counts(ledger: Ledger) -> None:
-    again = run_record(70.0, seed=1)
+    again = run_record(70.0, seed=1, branch=BRANCH_DIGEST)
     ledger.append(again)
     assert ledger.find(again.spec) == again
     assert ledger.get(again.run_id) == again

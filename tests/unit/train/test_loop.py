@@ -18,6 +18,7 @@ from tests.tiny_records import run_spec
 from tests.tiny_tasks import QUICK, Notebook, make_bench, make_task
 from trunkline.core.errors import TrainingError
 from trunkline.model.branch import Branch, FullModel
+from trunkline.model.encoder import Attention
 from trunkline.train.loop import (
     CachedSource,
     Lesson,
@@ -187,6 +188,25 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
         model.head.output.bias.fill_(float("nan"))
     with pytest.raises(TrainingError, match=r"task 'mood': the loss of a partial run became nan; lower learning_rate"):
         taught(bench, task, model)
+
+
+def test_dropout_changes_what_is_learned(tmp_path: Path) -> None:
+    bench, task = make_bench(tmp_path), prepared(tmp_path)
+    wet, dry = branch_of(task), branch_of(task)
+    for module in dry.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(module, Attention):
+            module.dropout_share = 0.0
+    curves = [taught(bench, task, model).curve for model in (wet, dry)]
+    assert curves[0][1].train_loss != curves[1][1].train_loss
+
+
+def test_a_student_without_its_teachers_logits_is_refused(tmp_path: Path) -> None:
+    bench, task = make_bench(tmp_path), prepared(tmp_path)
+    spec = msgspec.structs.replace(SPEC, arm="student", distillation=Distillation())
+    with pytest.raises(TrainingError, match="no teacher logits"):
+        taught(bench, task, branch_of(task), spec)
 
 
 def test_dropout_acts_in_steps_and_not_in_scores(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,10 @@ import pytest
 
 from tests.tiny_bundles import backbone_of
 from tests.tiny_records import run_record
-from tests.tiny_tasks import QUICK, TASKS, Notebook, make_bench, make_task, quick_request
+from tests.tiny_tasks import QUICK, TASKS, Notebook, make_bench, make_task, quick_request, write_rows
 from trunkline.bundle.merge import merge
 from trunkline.bundle.store import read_branch
-from trunkline.core.errors import DigestMismatchError, SpecError, TrainingError
+from trunkline.core.errors import SpecError, TrainingError
 from trunkline.core.types import Example
 from trunkline.engine.engine import Engine
 from trunkline.engine.verify import verify
@@ -28,7 +29,7 @@ from trunkline.train.pipeline import check_request, initial_tensors, train_task,
 from trunkline.train.plan import plan_runs
 from trunkline.train.prepare import prepare
 from trunkline.train.run import Start, Workbench, _build_model, source_of, teacher_logits
-from trunkline.train.spec import Distillation, Hyperparameters, Preset, RunRecord, RunSpec
+from trunkline.train.spec import Distillation, Hyperparameters, Preset, RunRecord
 
 ONE_EPOCH = msgspec.structs.replace(QUICK, epochs=1)
 SHORT = Preset(full=ONE_EPOCH, partial=ONE_EPOCH, student=ONE_EPOCH, distillation=Distillation())
@@ -113,14 +114,44 @@ def test_a_removed_branch_is_trained_again_and_teaches(tmp_path: Path) -> None:
     assert planned.branch_digest == read_branch(Path(planned.branch)).digest
 
 
-def test_a_changed_teacher_is_refused(tmp_path: Path) -> None:
-    (teacher,) = trained(tmp_path, student_layers=())
-    weights = make_bench(tmp_path).ledger.branch_folder(teacher.run_id) / "branch.safetensors"
+def test_a_changed_teacher_is_trained_again_and_its_old_logits_are_not_taught(tmp_path: Path) -> None:
+    bench = make_bench(tmp_path)
+    teacher, first = trained(tmp_path, student_layers=(1,))
+    folder = bench.ledger.run_folder(teacher.run_id)
+    (old,) = folder.glob("logits-*.npz")
+    weights = folder / "branch" / "branch.safetensors"
     content = bytearray(weights.read_bytes())
     content[-3] ^= 0x10
     weights.write_bytes(content)
-    with pytest.raises(DigestMismatchError, match=r"is in the ledger; .* trained again"):
-        trained(tmp_path, student_layers=(1,))
+    shutil.rmtree(bench.ledger.branch_folder(first.run_id))
+    again, student = trained(tmp_path, student_layers=(1,))
+    assert again.run_id == teacher.run_id
+    assert read_branch(bench.ledger.branch_folder(again.run_id)).digest == again.branch_digest
+    assert len(list(folder.glob("logits-*.npz"))) == 1 + (again.branch_digest != teacher.branch_digest)
+    assert old.exists()
+    assert student.curve == first.curve
+
+
+def test_damaged_logits_are_computed_again(tmp_path: Path) -> None:
+    bench = make_bench(tmp_path)
+    task = prepare(make_task(tmp_path, "topic", n_train=40, n_dev=8), bench.backbone.tokenizer, selection="train_slice")
+    (record,) = train_task(bench, task.spec, request_of(student_layers=()))
+    stored = read_branch(bench.ledger.branch_folder(record.run_id))
+    whole = teacher_logits(bench, record.spec, stored, task)
+    (path,) = bench.ledger.run_folder(record.run_id).glob("logits-*.npz")
+    path.write_bytes(path.read_bytes()[:-100])
+    again = teacher_logits(bench, record.spec, stored, task)
+    assert [row.tobytes() for row in again] == [row.tobytes() for row in whole]
+
+
+def test_what_a_killed_run_left_beside_its_branch_is_swept(tmp_path: Path) -> None:
+    (record,) = trained(tmp_path, student_layers=())
+    ledger = make_bench(tmp_path).ledger
+    left = ledger.run_folder(record.run_id) / ".branch.tmp-0123456789ab"
+    left.mkdir()
+    shutil.rmtree(ledger.branch_folder(record.run_id))
+    trained(tmp_path, student_layers=())
+    assert not left.exists()
 
 
 def test_new_heads_are_named(tmp_path: Path) -> None:
@@ -175,6 +206,7 @@ def test_students_without_a_teacher_are_told_and_passed_over(tmp_path: Path) -> 
         ({"layers": (5,)}, r"--layers 5 is outside 1\.\.4"),
         ({"layers": (0,)}, r"--layers 0 is outside 1\.\.4"),
         ({"student_layers": (-1,)}, "--students -1 is below 0"),
+        ({"student_layers": (3, 4)}, r"--students 3 is more layers than any teacher tunes; .* have 0\.\.2"),
         ({"student_layers": (2,), "student_exits": (3,)}, "a student of 2 layers at exit layer 3 does not fit"),
         ({"student_exits": (-1,)}, "at exit layer -1 does not fit"),
     ],
@@ -258,8 +290,9 @@ def test_the_teachers_logits_are_those_of_its_best_epoch(tmp_path: Path) -> None
     task = prepare(make_task(tmp_path, "topic", n_train=40, n_dev=8), bench.backbone.tokenizer, selection="train_slice")
     (record,) = train_task(bench, task.spec, request_of(student_layers=()))
     stored = read_branch(bench.ledger.branch_folder(record.run_id))
-    taught = teacher_logits(bench, record.spec, stored.tensors, task)
-    kept = teacher_logits(bench, record.spec, {}, task)  # Without tensors nothing could be computed again.
+    taught = teacher_logits(bench, record.spec, stored, task)
+    # Without tensors nothing could be computed again.
+    kept = teacher_logits(bench, record.spec, replace(stored, tensors={}), task)
     assert [row.tobytes() for row in kept] == [row.tobytes() for row in taught]
     folder = bench.ledger.branch_folder(record.run_id)
     served = Engine.open(merge([folder], bench.backbone, tmp_path / "bundle").path).logits(task.fit.examples, "topic")
@@ -341,20 +374,37 @@ def test_merged_output_equals_the_single_task_output_in_bits(merged: tuple[Path,
 def test_a_run_spec_names_everything_that_decides_the_run(tmp_path: Path) -> None:
     (record,) = trained(tmp_path, student_layers=())
     assert record.spec.backbone_digest == backbone_of().chain[-1]
-    assert isinstance(record.spec, RunSpec)
     assert record.run_id == record.spec.run_id
     (other,) = trained(tmp_path, student_layers=(), selection="dev")
     assert other.run_id != record.run_id
 
 
+def test_another_dropout_is_another_run(tmp_path: Path) -> None:
+    (record,) = trained(tmp_path, student_layers=())
+    backbone = backbone_of()
+    wetter = replace(backbone, config=msgspec.structs.replace(backbone.config, hidden_dropout=0.5))
+    assert wetter.chain == backbone.chain
+    bench = make_bench(tmp_path, backbone=wetter)
+    task = make_task(tmp_path, "topic", n_train=40, n_dev=8)
+    (other,) = train_task(bench, task, request_of(student_layers=()))
+    assert other.run_id != record.run_id
+    assert other.curve != record.curve
+
+
 def test_words_without_a_token_do_not_shift_the_kept_logits_of_a_teacher(tmp_path: Path) -> None:
     bench = make_bench(tmp_path)
     spec = make_task(tmp_path, "places", n_train=40, n_dev=8)
-    task = prepare(spec, bench.backbone.tokenizer, selection="train_slice")
+    path = Path(spec.data.train or "")
+    rows = [msgspec.json.decode(line) for line in path.read_bytes().splitlines()]
+    # Cut to eight tokens, the words behind them have none.
+    long = [{"tokens": row["tokens"] * 3, "tags": row["tags"] * 3} for row in rows]
+    write_rows(path, long)
+    task = prepare(msgspec.structs.replace(spec, max_length=8), bench.backbone.tokenizer, selection="train_slice")
     (record,) = train_task(bench, task.spec, request_of(student_layers=()))
     stored = read_branch(bench.ledger.branch_folder(record.run_id))
-    taught = teacher_logits(bench, record.spec, stored.tensors, task)
-    kept = teacher_logits(bench, record.spec, {}, task)
+    assert any((places < 0).any() for places in task.fit.positions or ())
+    taught = teacher_logits(bench, record.spec, stored, task)
+    kept = teacher_logits(bench, record.spec, replace(stored, tensors={}), task)
     assert [row.shape for row in kept] == [row.shape for row in taught]
     assert all((a == b).all() for a, b in zip(kept, taught, strict=True))
 
@@ -407,5 +457,6 @@ def test_rows_without_a_label_are_learned_from_the_teacher_alone(tmp_path: Path)
     assert len(prepared.selection) == 15
     assert all(example.target is not None for example in prepared.selection.examples)
     assert sum(example.target is None for example in prepared.fit.examples) == 30
-    records = train_task(bench, task, request_of(student_layers=(1,)))
-    assert [record.spec.arm for record in records] == ["partial", "student"]
+    partial_run, student = train_task(bench, task, request_of(student_layers=(1,)))
+    assert (partial_run.spec.arm, partial_run.n_train_rows) == ("partial", 15)
+    assert (student.spec.arm, student.n_train_rows) == ("student", 45)

@@ -156,3 +156,11 @@ def test_a_file_that_is_no_plan_is_refused(tmp_path: Path, content: bytes) -> No
 def test_a_missing_plan_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"cannot be read .*run `trunkline plan` first"):
         read_plan(tmp_path / "plan.json")
+
+
+def test_of_equally_long_candidates_one_of_more_seeds_outranks_a_lucky_one() -> None:
+    students = [run_record(points, arm="student", seed=seed) for seed, points in enumerate((86.0, 84.0, 85.0))]
+    lucky = run_record(85.2, seed=0)
+    (planned,) = plan_of(candidates_of([*students, lucky])).tasks
+    assert (planned.arm, planned.init, planned.pooling) == ("student", "backbone", "cls")
+    assert planned.selection_metric == 85.0
