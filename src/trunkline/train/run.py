@@ -256,7 +256,7 @@ def source_of(bench: Workbench, split: Split, spec: RunSpec, *, dtype: CacheDtyp
     """Inputs of a split for the arm of a run: token ids for ``full``, else cached activations at its exit."""
     device = bench.accelerator.device
     if spec.arm == "full":
-        return TokenSource(split.rows, bench.backbone.config.pad_id, device)
+        return TokenSource(split.rows, bench.backbone.tokenizer.pad_id, device)
     rows = bench.cache.rows(bench.trunk, bench.backbone, split.rows, exit_layer=spec.exit_layer, dtype=dtype)
     return CachedSource(rows, bench.trunk.bias, device)
 
