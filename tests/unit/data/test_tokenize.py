@@ -174,6 +174,52 @@ def test_a_text_that_is_no_encoder_tokenizer_is_refused(text: str, message: str)
         Tokenizer.from_json(text, n_types=2, subject="backbone 'x'")
 
 
+def _library_tokenizer_of(vocabulary: dict[str, int], unknown: str = "[UNK]") -> tokenizers.Tokenizer:
+    tokenizer = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token=unknown))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return tokenizer
+
+
+@pytest.mark.parametrize("lowercase", [True, False])
+def test_a_vocabulary_without_its_own_unknown_token_is_refused(lowercase: bool) -> None:
+    # Otherwise it shows at the first odd character of some text, in the middle of training or of an answer.
+    library = _library_tokenizer_of({token: number for number, token in enumerate(VOCABULARY)}, unknown="[WHAT]")
+    library.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    with pytest.raises(CheckpointError, match=r"backbone 'x': the tokenizer cannot encode every text \(WordPiece"):
+        Tokenizer.from_json(library.to_str(), n_types=2, subject="backbone 'x'")
+
+
+def test_an_empty_vocabulary_is_refused() -> None:
+    library = _library_tokenizer_of({})
+    with pytest.raises(CheckpointError, match="backbone 'x': the tokenizer's vocabulary is empty"):
+        Tokenizer.from_json(library.to_str(), n_types=2, subject="backbone 'x'")
+
+
+def test_a_pair_form_without_special_tokens_is_refused() -> None:
+    library = _library_tokenizer()
+    library.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="$A $B:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    with pytest.raises(CheckpointError, match="adds no special tokens to a pair"):
+        Tokenizer.from_json(library.to_str(), n_types=2, subject="backbone 'x'")
+
+
+def test_ids_of_the_post_processor_count_in_the_size() -> None:
+    library = _library_tokenizer()
+    library.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 70)]
+    )
+    assert Tokenizer.from_json(library.to_str(), n_types=2, subject="x").vocab_size == 71
+
+
+@pytest.mark.parametrize(("n_types", "largest"), [(0, 0), (1, 0), (2, 1), (3, 1)])
+def test_the_largest_type_is_known(n_types: int, largest: int) -> None:
+    assert _tokenizer(n_types).max_type_id == largest
+
+
 def test_broken_unicode_is_refused_by_name() -> None:
     with pytest.raises(DataError, match="half a surrogate pair"):
         _encode("a \ud800")
