@@ -3,6 +3,7 @@
 import json
 from importlib.util import find_spec
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 import numpy as np
@@ -186,9 +187,20 @@ def _library_tokenizer_of(vocabulary: dict[str, int], unknown: str = "[UNK]") ->
 @pytest.mark.parametrize("lowercase", [True, False])
 def test_a_vocabulary_without_its_own_unknown_token_is_refused(lowercase: bool) -> None:
     # Otherwise it shows at the first odd character of some text, in the middle of training or of an answer.
-    library = _library_tokenizer_of({token: number for number, token in enumerate(VOCABULARY)}, unknown="[WHAT]")
+    # Every letter is known, as in a real vocabulary, so that ordinary texts would pass.
+    pieces = dict.fromkeys((*VOCABULARY, *ascii_lowercase, *(f"##{letter}" for letter in ascii_lowercase)))
+    vocabulary = {token: number for number, token in enumerate(pieces)}
+    library = _library_tokenizer_of(vocabulary, unknown="[WHAT]")
     library.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     with pytest.raises(CheckpointError, match=r"backbone 'x': the tokenizer cannot encode every text \(WordPiece"):
+        Tokenizer.from_json(library.to_str(), n_types=2, subject="backbone 'x'")
+
+
+def test_a_unigram_model_without_an_unknown_token_is_refused() -> None:
+    library = _library_tokenizer()
+    pieces = [(token, -1.0) for token in (*VOCABULARY, "x", "▁x")]
+    library.model = models.Unigram(pieces, unk_id=None)
+    with pytest.raises(CheckpointError, match="the tokenizer cannot encode every text"):
         Tokenizer.from_json(library.to_str(), n_types=2, subject="backbone 'x'")
 
 
