@@ -13,9 +13,9 @@ SELECTION_SHARE = 0.1
 def selection_slice(train: Sequence[Example]) -> tuple[list[Example], list[Example]]:
     """Split train into rows to learn from and rows to choose on.
 
-    The slice is a seeded tenth of the labelled rows, at least 300 and at most half of them. Which rows are drawn depends
-    on their number alone, so that all runs of a task, and its calibration, see the same slice, and a corrected row
-    moves no other. Repeats of a drawn input join it, as far as the half allows: what is chosen on was not learned.
+    The slice is a seeded tenth of the labelled rows, at least 300 and at most half of them. Which rows are drawn
+    depends on their number alone, so that all runs of a task, and its calibration, see the same slice, and a corrected
+    row moves no other. Repeats of a drawn input join it, as far as the half allows: what is chosen on was not learned.
 
     Args:
         train: At least 2 labelled examples; those without a label are learned from.
