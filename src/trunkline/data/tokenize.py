@@ -123,25 +123,41 @@ class Tokenizer:
 def word_positions(row: Encoded, word_spans: Sequence[tuple[int, int]]) -> np.ndarray:
     """Find the first sub-token of each word of a row's first text.
 
-    Where a tokenizer makes one token of several words (SentencePiece does so with Chinese), they share its position.
+    A tokenizer may make one token of several words (SentencePiece does so with Chinese). The first of them has the
+    token; a word that begins inside it has no logits of its own and continues the word before, because one token
+    cannot say two things.
 
     Args:
         row: The encoded text.
         word_spans: (start, end) of each word in that text, in characters and in order.
 
     Returns:
-        (words,) int32: index into the row's tokens; -1 where the word was cut away or the tokenizer made no token
-        for it (control characters, for example).
+        (words,) int32: index into the row's tokens, no index twice; -1 where the word was cut away or the tokenizer
+        made no token for it (control characters, for example); -2 where it begins inside the token of a word before.
     """
     tokens = np.flatnonzero((row.sequence == 0) & (row.offsets[:, 1] > row.offsets[:, 0]))
     if not len(tokens) or not len(word_spans):
         return np.full(len(word_spans), -1, dtype=np.int32)
+    tokens = tokens[~_covered(row.offsets[tokens])]
     spans = np.asarray(word_spans, dtype=np.int32)
     starts, ends = row.offsets[tokens, 0], row.offsets[tokens, 1]
     first = np.searchsorted(ends, spans[:, 0], side="right")
     inside = np.minimum(first, len(tokens) - 1)
     found = (first < len(tokens)) & (starts[inside] < spans[:, 1])
-    return np.where(found, tokens[inside], -1).astype(np.int32)
+    positions = np.where(found, tokens[inside], -1)
+    before = np.maximum.accumulate(np.concatenate(([-1], positions[:-1])))
+    return np.where(found & (positions == before), -2, positions).astype(np.int32)
+
+
+def _covered(offsets: np.ndarray) -> np.ndarray:
+    """Which tokens begin where the next one does and end before it, as SentencePiece's lone "▁" before a piece.
+
+    Such a token stands for nothing in the text. Tokens of the same characters (the bytes of one) are all kept.
+    """
+    starts, ends = offsets[:, 0], offsets[:, 1]
+    covered = np.zeros(len(offsets), dtype=bool)
+    covered[:-1] = (starts[:-1] == starts[1:]) & (ends[:-1] < ends[1:])
+    return covered
 
 
 def _text_error(examples: Sequence[Example]) -> DataError:

@@ -24,7 +24,8 @@ class Split:
     Attributes:
         examples: As read.
         rows: As encoded, in the same order.
-        positions: Tagging: for each row the index of each word's first sub-token, -1 where it was cut away.
+        positions: Tagging: for each row the index of each word's first sub-token; -1 where it was cut away, -2 where
+            it begins inside the token of the word before, whose target then stands for both.
         targets: One array a row: int64 class index (), float32 labels (labels,), float32 standardized score (),
             or int64 tag indices (words that have a position,).
     """
