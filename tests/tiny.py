@@ -137,14 +137,16 @@ def write_checkpoint(folder: Path, backbone: Backbone) -> Path:
     return folder
 
 
-def write_tiny_checkpoint(folder: Path, architecture: Architecture = "bert", **changes: Any) -> Path:
+def write_tiny_checkpoint(
+    folder: Path, architecture: Architecture = "bert", *, model_class: str = "AutoModel", **changes: Any
+) -> Path:
     """Write a Hugging Face folder with transformers itself: random weights, our tokenizer.json.
 
-    ``changes`` are fields of our config or keys of transformers'.
+    ``changes`` are fields of our config or keys of transformers'; ``model_class`` may be one with a head.
     Importing transformers takes seconds; tests that only need a folder take `write_checkpoint`.
     """
     import torch
-    from transformers import AutoConfig, AutoModel
+    import transformers
 
     sizes = {name: value for name, value in changes.items() if name in EncoderConfig.__struct_fields__}
     others = {name: value for name, value in changes.items() if name not in sizes}
@@ -152,7 +154,8 @@ def write_tiny_checkpoint(folder: Path, architecture: Architecture = "bert", **c
     model_type = facts.pop("model_type")
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = AutoModel.from_config(AutoConfig.for_model(model_type, **facts))
+        config = transformers.AutoConfig.for_model(model_type, **facts)
+        model = getattr(transformers, model_class).from_config(config)
         with torch.no_grad():
             # transformers starts biases at 0 and norms at 1, which would hide a bias that is read from the wrong place.
             for parameter in model.parameters():

@@ -14,9 +14,11 @@ from trunkline.core.types import Example
 from trunkline.data.collate import collate
 from trunkline.model.backbone import Backbone, load_backbone
 from trunkline.model.branch import FullModel
+from trunkline.model.checkpoint import FOREIGN_ACTIVATIONS, PREFIXES
 from trunkline.model.config import Architecture
 from trunkline.model.encoder import relative_buckets
 from trunkline.model.heads import ClsHead
+from trunkline.model.tensors import read_tensors
 from trunkline.model.trunk import Trunk
 
 TOLERANCE = 1e-5
@@ -28,7 +30,6 @@ ROWS = (
     # Longer than 32 and than 16 tokens: MPNet's far distances share buckets by logarithm.
     Example("one two three four five six seven eight nine ten"),
 )
-ACTIVATIONS = ("gelu", "gelu_new", "relu", "silu")
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +78,20 @@ def test_hidden_states_equal_those_of_transformers_at_every_layer(architecture: 
     assert_equals_reference(write_tiny_checkpoint(tmp_path / "checkpoint", architecture), TOLERANCE)
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_checkpoint_that_was_saved_with_a_head_equals_transformers_too(
+    architecture: Architecture, tmp_path: Path
+) -> None:
+    folder = write_tiny_checkpoint(
+        tmp_path / "checkpoint", architecture, model_class="AutoModelForSequenceClassification"
+    )
+    names = read_tensors((folder / "model.safetensors").read_bytes(), "checkpoint")
+    assert any(name.startswith("classifier.") for name in names), "the test needs a head"
+    assert any(name.startswith(PREFIXES[architecture]) for name in names), "the test needs the model's prefix"
+    assert_equals_reference(folder, TOLERANCE)
+
+
+@pytest.mark.parametrize("activation", sorted(FOREIGN_ACTIVATIONS))
 def test_every_activation_equals_that_of_transformers(activation: str, tmp_path: Path) -> None:
     folder = write_tiny_checkpoint(tmp_path / "checkpoint", "bert", hidden_act=activation)
     assert_equals_reference(folder, TOLERANCE)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from trunkline.model.decode import decode_tags
+from trunkline.model.decode import decode_tags, word_tags
 
 LABELS = ("O", "B-x", "I-x", "B-y", "I-y")
 LOGITS = arrays(
@@ -43,3 +43,13 @@ def test_no_allowed_sequence_scores_higher_than_the_decoded_one(logits: np.ndarr
 def test_a_temperature_does_not_change_how_good_the_decoded_tags_are(logits: np.ndarray, temperature: float) -> None:
     warm = decode_tags((logits / temperature).astype(np.float32), LABELS)
     assert abs(total(logits, warm) - total(logits, decode_tags(logits, LABELS))) < 1e-4
+
+
+@given(LOGITS, st.data())
+def test_words_inside_the_token_before_change_nothing_for_the_others(logits: np.ndarray, data: st.DataObject) -> None:
+    n_more = [data.draw(st.integers(0, 2)) for _ in logits]
+    places = [place for number, more in enumerate(n_more) for place in (number, *[-2] * more)]
+    tags = word_tags(logits, LABELS, np.array(places, dtype=np.int32))
+    assert [tag for tag, place in zip(tags, places, strict=True) if place >= 0] == decode_tags(logits, LABELS)
+    assert is_allowed(tags)
+    assert all(tag[0] in "OI" for tag, place in zip(tags, places, strict=True) if place == -2)

@@ -64,6 +64,48 @@ def test_every_word_points_at_the_token_that_begins_it(words: list[str]) -> None
     assert row.offsets[positions, 0].tolist() == [start for start, _ in spans]
 
 
+def _unigram() -> Tokenizer:
+    pieces = [
+        "<s>",
+        "<pad>",
+        "</s>",
+        "<unk>",
+        "▁",
+        *"abcxyz我爱北京",
+        "▁ab",
+        "bc",
+        "北京",
+        "我爱",
+        "爱北",
+        "▁北京",
+        "c我",
+    ]
+    inner = tokenizers.Tokenizer(models.Unigram([(piece, -1.0) for piece in pieces], unk_id=3))
+    inner.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
+    inner.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    return Tokenizer.from_json(inner.to_str(), n_types=0, subject="pico")
+
+
+UNIGRAM = _unigram()
+
+
+@given(known_words)
+def test_no_two_words_share_a_position_and_those_without_lie_in_the_token_before(words: list[str]) -> None:
+    text, spans = join_words(words)
+    row = UNIGRAM.encode([Example(text=text)], max_length=512)[0]
+    positions = word_positions(row, spans).tolist()
+    own = [place for place in positions if place >= 0]
+    assert len(set(own)) == len(own)
+    assert -1 not in positions
+    last = -1
+    for place, (start, _) in zip(positions, spans, strict=True):
+        last = max(last, place)
+        begins, ends = row.offsets[last].tolist()
+        assert begins < start < ends if place == -2 else begins <= start < ends
+
+
 @given(known_words, st.integers(8, 20))
 def test_cutting_takes_words_from_the_end_only(words: list[str], max_length: int) -> None:
     text, spans = join_words(words)

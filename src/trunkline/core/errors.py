@@ -18,8 +18,12 @@ TrunklineError
 A message says, in this order: the subject, what was found, what is allowed, what to do.
 """
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
+from typing import Any
+
+import msgspec
 
 
 class TrunklineError(Exception):
@@ -100,3 +104,86 @@ def nearest_hint(name: str, known: Iterable[str]) -> str:
         return "there are none"
     shown = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
     return f"known: {shown}"
+
+
+def spec_error(error: msgspec.ValidationError, spec_type: Any, subject: str) -> SpecError:
+    """Say what msgspec found wrong with a value, in the order of all messages.
+
+    Args:
+        error: What `msgspec.convert` raised.
+        spec_type: The type that was wanted.
+        subject: What the message is about, for example ``"task file 'cola.yaml'"``.
+
+    Returns:
+        An `UnknownNameError` for an unknown key or a word that is none of those allowed; a spec's own refusal with the
+        subject before it; a plain `SpecError` for everything else.
+    """
+    if isinstance(error.__cause__, SpecError):
+        return type(error.__cause__)(f"{subject}: {error.__cause__}")
+    found = re.fullmatch(r"(?P<reason>.*?)(?: - at `(?P<path>\$.*)`)?", str(error), flags=re.DOTALL)
+    reason, path = (found["reason"], found["path"] or "$") if found else (str(error), "$")
+    place = path.removeprefix("$").lstrip(".")
+    types = _types_by_path(spec_type)
+    inside = f" under {place!r}" if place else ""
+    if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", reason):
+        hint = _key_hint(unknown[1], re.sub(r"\[.*?\]", "[]", path), types)
+        return UnknownNameError(f"{subject}: unknown key {unknown[1]!r}{inside}; {hint}")
+    if missing := re.fullmatch(r"Object missing required field `(.*)`", reason):
+        return SpecError(f"{subject}: key {missing[1]!r} is missing{inside}; add it")
+    if word := re.fullmatch(r"Invalid enum value (.*)", reason):
+        words = [str(each) for each in _words(types.get(re.sub(r"\[.*?\]", "[]", path), ()))]
+        close = get_close_matches(word[1].strip("'"), words, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]!r}?" if close else "choose one of them"
+        return UnknownNameError(f"{subject}: {place} is {word[1]}; allowed are {', '.join(words)}; {hint}")
+    if kinds := re.fullmatch(r"Expected `(.*)`, got `(.*)`", reason):
+        quote = "str" in kinds[1] and kinds[2] in ("int", "float", "bool")
+        todo = "put it in quotes" if quote else "write it so"
+        return SpecError(f"{subject}: {place or 'the content'} is of type {kinds[2]}, not {kinds[1]}; {todo}")
+    return SpecError(f"{subject}: {place or 'the content'} is not allowed ({reason}); mend it")
+
+
+def _types_by_path(spec_type: Any) -> dict[str, list[Any]]:
+    """Each place of a spec, by msgspec's path with ``[]`` for any item, and the types that it may have.
+
+    No spec holds itself, so the walk ends.
+    """
+    from msgspec import inspect
+
+    types: dict[str, list[Any]] = {}
+    waiting = [("$", inspect.type_info(spec_type))]
+    for path, info in waiting:
+        types.setdefault(path, []).append(info)
+        if isinstance(info, inspect.UnionType):
+            waiting += [(path, each) for each in info.types]
+        elif isinstance(info, inspect.StructType):
+            waiting += [(f"{path}.{field.encode_name}", field.type) for field in info.fields]
+        elif isinstance(info, inspect.CollectionType):
+            waiting.append((f"{path}[]", info.item_type))
+        elif isinstance(info, inspect.DictType):
+            waiting.append((f"{path}[]", info.value_type))
+    return types
+
+
+def _key_hint(name: str, here: str, types: Mapping[str, Sequence[Any]]) -> str:
+    """Where an unknown key belongs, else what it was meant to be: here before anywhere else."""
+    keys = {
+        path: tuple(field.encode_name for info in infos for field in getattr(info, "fields", ()))
+        for path, infos in types.items()
+    }
+    homes = [_home(path) for path, names in keys.items() if name in names]
+    if homes:
+        return f"it belongs {' or '.join(homes)}; move it there"
+    elsewhere = {each: path for path, names in keys.items() for each in names}
+    close = get_close_matches(name, elsewhere, n=1, cutoff=0.75)
+    if close and not get_close_matches(name, keys.get(here, ()), n=1, cutoff=0.5):
+        return f"did you mean {close[0]!r}, which belongs {_home(elsewhere[close[0]])}?"
+    return nearest_hint(name, keys.get(here, ()))
+
+
+def _home(path: str) -> str:
+    place = path.removeprefix("$").lstrip(".").replace("[]", "")
+    return f"under {place!r}" if place else "at the top level"
+
+
+def _words(infos: Iterable[Any]) -> list[Any]:
+    return [value for info in infos for value in getattr(info, "values", ())]

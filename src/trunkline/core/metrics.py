@@ -54,6 +54,8 @@ def classification_metric(
     if metric == "accuracy":
         return 100.0 * float(accuracy_score(wanted, given))
     if metric == "matthews":
+        if len(set(given)) == 1 or len(set(wanted)) == 1:
+            return 0.0
         return 100.0 * float(matthews_corrcoef(wanted, given))
     if metric == "f1_binary":
         if positive_label is None:

@@ -4,10 +4,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from trunkline.core.errors import DataError, SpecError, UnknownNameError, nearest_hint
-from trunkline.core.specs import TaskSpec
+from trunkline.core.specs import OUTSIDE, TaskSpec
 from trunkline.core.types import Example, Target
-
-OUTSIDE = "O"
 
 
 def labels_of(task: TaskSpec, train: Sequence[Example]) -> tuple[str, ...]:
@@ -51,15 +49,15 @@ def listed_labels(task: TaskSpec) -> tuple[str, ...] | None:
     """The labels that the task file lists, or None when it leaves them to train; entity types become tags.
 
     Raises:
-        SpecError: Tags and entity types are mixed, ``O`` is missing, or an ``I-x`` has no ``B-x``.
+        SpecError: Tags and entity types are mixed, ``O`` is missing, a tag has no type, or an ``I-x`` no ``B-x``.
     """
     if task.labels is None or task.kind != "tagging":
         return task.labels
-    if not any(_is_tag(label) for label in task.labels):
+    if not any(label == OUTSIDE or label.startswith(("B-", "I-")) for label in task.labels):
         return _tags_of_types(task.labels)
     for label in task.labels:
         begins = label == OUTSIDE or label.startswith("B-")
-        if not begins and not (label.startswith("I-") and f"B-{label[2:]}" in task.labels):
+        if not is_tag(label) or not (begins or f"B-{label[2:]}" in task.labels):
             raise SpecError(
                 f"task {task.name!r}: labels has {label!r} among tags; allowed are 'O', 'B-x', and 'I-x' where 'B-x' "
                 "is there too; list all tags, or the entity types alone"
@@ -101,9 +99,10 @@ def entity_types(tags: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted({tag[2:] for tag in tags if tag != OUTSIDE}))
 
 
+def is_tag(tag: str) -> bool:
+    """Whether a tag is ``O``, or ``B-x`` or ``I-x`` with a type without white space around it."""
+    return tag == OUTSIDE or (tag.startswith(("B-", "I-")) and len(tag) > 2 and tag[2:] == tag[2:].strip())
+
+
 def _tags_of_types(types: Sequence[str]) -> tuple[str, ...]:
     return (OUTSIDE, *(f"{prefix}-{name}" for name in types for prefix in "BI"))
-
-
-def _is_tag(label: str) -> bool:
-    return label == OUTSIDE or label.startswith(("B-", "I-"))

@@ -8,9 +8,9 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from trunkline.core.errors import DataError, SpecError, nearest_hint
-from trunkline.core.specs import Columns, Kind, TaskSpec
+from trunkline.core.specs import OUTSIDE, Columns, Kind, TaskSpec
 from trunkline.core.types import Example, Target
-from trunkline.data.labels import listed_labels, target_labels
+from trunkline.data.labels import is_tag, listed_labels, target_labels
 from trunkline.data.sources import is_table, jsonl_rows, read_rows, type_name
 from trunkline.data.words import join_words
 
@@ -23,7 +23,7 @@ def read_part(task: TaskSpec, part: Part) -> list[Example]:
     """Read one part of a task's data.
 
     In CSV and TSV files several labels of one row are separated by ``|``, tokens and tags by single spaces. Class
-    names that JSON or Parquet give as whole numbers are taken as their digits.
+    names that JSON, Parquet or the Hub give as whole numbers are taken as their digits, in lists too.
 
     Args:
         task: The task; its data paths are absolute or relative to the working folder.
@@ -45,7 +45,7 @@ def read_part(task: TaskSpec, part: Part) -> list[Example]:
     parser = _Parser(
         task.kind, task.input == "pair", task.columns, frozenset(labels) if labels else None, part == "train"
     )
-    found = read_rows(source, parser.wanted)
+    found = read_rows(source, task.columns_read)
     if is_table(source):
         found = ((where, parser.from_cells(row)) for where, row in found)
     rows = [parser.example(where, row) for where, row in found]
@@ -68,7 +68,7 @@ def read_inputs(lines: Iterable[bytes], subject: str) -> Iterator[Example]:
         DataError: A line is wrong; the message names it.
     """
     columns = Columns()
-    for where, line in jsonl_rows(lines, subject):
+    for where, line in jsonl_rows(lines, subject, (columns.text, columns.text_pair, columns.tokens)):
         row = {column: value for column, value in line.items() if value is not None}
         if columns.tokens not in row:
             pair = _text(row, columns.text_pair, where) if columns.text_pair in row else None
@@ -89,15 +89,6 @@ class _Parser:
     columns: Columns
     known: frozenset[str] | None
     may_lack_label: bool
-
-    @property
-    def wanted(self) -> tuple[str, ...]:
-        """The columns that are read."""
-        columns = self.columns
-        if self.kind == "tagging":
-            return columns.tokens, columns.tags
-        label = columns.labels if self.kind == "multilabel" else columns.label
-        return (columns.text, columns.text_pair, label) if self.pair else (columns.text, label)
 
     def from_cells(self, row: dict[str, str]) -> dict[str, Any]:
         """What JSON would say for the cells of a table, which are all strings."""
@@ -173,10 +164,11 @@ def _text(row: dict[str, Any], column: str, where: str) -> str:
 
 def _words(row: dict[str, Any], column: str, where: str) -> tuple[str, ...]:
     words = _strings(_value(row, column, where), column, where)
-    if not words or not any(word.strip() for word in words):
+    if not words:
         raise DataError(f"{where}: {column!r} is empty; fill it in or remove the row")
-    if "" in words:
-        raise DataError(f"{where}: token {words.index('')} of {column!r} is an empty string; remove it and its tag")
+    for number, word in enumerate(words):
+        if not word.strip():
+            raise DataError(f"{where}: token {number} of {column!r} is blank ({word!r}); remove it and its tag")
     return words
 
 
@@ -190,9 +182,9 @@ def _strings(value: Any, column: str, where: str) -> tuple[str, ...]:
 
 
 def _check_iob2(tags: tuple[str, ...], where: str) -> None:
-    before = "O"
+    before = OUTSIDE
     for number, tag in enumerate(tags):
-        if tag != "O" and not (tag.startswith(("B-", "I-")) and len(tag) > 2):
+        if not is_tag(tag):
             raise DataError(f"{where}: tag {number} is {tag!r}; IOB2 allows 'O', 'B-x' and 'I-x'; mend the tags")
         if tag.startswith("I-") and before not in (f"B-{tag[2:]}", tag):
             raise DataError(
@@ -203,28 +195,41 @@ def _check_iob2(tags: tuple[str, ...], where: str) -> None:
 
 
 def _class_name(value: Any, column: str, where: str) -> str:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    if not isinstance(value, str):
-        raise DataError(f"{where}: {column!r} is {type_name(value)}, not a class name; write it as a string")
-    if not value:
-        raise DataError(f"{where}: {column!r} is empty; write the class name")
-    return value
+    return _label(value, f"{where}: {column!r}")
 
 
 def _class_names(value: Any, column: str, where: str) -> tuple[str, ...]:
-    names = _strings(value, column, where)
-    if len(set(names)) != len(names) or "" in names:
-        raise DataError(f"{where}: {column!r} has a repeated or empty label ({', '.join(names)}); give each label once")
+    if not isinstance(value, list):
+        raise DataError(f"{where}: {column!r} is {type_name(value)}, not a list of labels; write it as a list")
+    names = tuple(_label(item, f"{where}: item {number} of {column!r}") for number, item in enumerate(value))
+    if len(set(names)) != len(names):
+        raise DataError(f"{where}: {column!r} has a repeated label ({', '.join(names)}); give each label once")
     return names
+
+
+def _label(value: Any, subject: str) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str):
+        raise DataError(f"{subject} is {type_name(value)}, not a class name; write it as a string")
+    if not value.strip():
+        raise DataError(f"{subject} is empty or blank ({value!r}); write the class name")
+    if value != value.strip():
+        raise DataError(f"{subject} is {value!r}; labels have no white space around them; remove it")
+    return value
 
 
 def _score(value: Any, column: str, where: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise DataError(f"{where}: {column!r} is {type_name(value)} ({value!r}), not a number; write it as a number")
-    if not math.isfinite(value):
+        shown = f" ({value[:40]!r})" if isinstance(value, str) else ""
+        raise DataError(f"{where}: {column!r} is {type_name(value)}{shown}, not a number; write it as a number")
+    try:
+        score = float(value)
+    except OverflowError as error:
+        raise DataError(f"{where}: {column!r} is a whole number beyond 1e308; scores are smaller; mend it") from error
+    if not math.isfinite(score):
         raise DataError(f"{where}: {column!r} is {value}; scores are finite numbers; mend or remove the row")
-    return float(value)
+    return score
 
 
 def _number(cell: str) -> float | str:
@@ -245,7 +250,5 @@ def _sample(rows: list[Example], task: TaskSpec) -> list[Example]:
     most = task.data.max_train_rows
     if most is None or most >= len(rows):
         return rows
-    if most < 1:
-        raise SpecError(f"task {task.name!r}: max_train_rows {most} is not allowed; choose 1 or more, or leave it out")
     chosen = np.random.default_rng(_SAMPLE_SEED).choice(len(rows), size=most, replace=False)
     return [rows[index] for index in np.sort(chosen)]

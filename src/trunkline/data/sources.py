@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -9,12 +10,13 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from trunkline.core.errors import DataError, MissingDependencyError
+from trunkline.core.errors import DataError, MissingDependencyError, nearest_hint
 
 Row: TypeAlias = tuple[str, dict[str, Any]]
 """Where a row stands (``"train.jsonl line 17"``) and its columns."""
 
 _SUFFIXES = ".jsonl, .csv, .tsv (each also with .gz) and .parquet"
+_LONGEST_CELL = 2**31 - 1  # The most that the csv module takes on every platform; its default is 131,072 characters.
 
 
 def read_rows(source: str, columns: Sequence[str]) -> Iterator[Row]:
@@ -22,49 +24,62 @@ def read_rows(source: str, columns: Sequence[str]) -> Iterator[Row]:
 
     Args:
         source: A path, or a Hub name: ``hub:squad:train``, ``hub:owner/name:dev``, ``hub:owner/name/config:test``.
-        columns: The columns that are wanted; formats that hold columns apart read no others.
-
-    Yields:
-        Rows in order; which columns they have is not checked here.
-
-    Raises:
-        DataError: The source is missing, damaged, or of an unknown format.
-        MissingDependencyError: It needs `datasets` or `pyarrow`, and they are not installed.
-    """
-    if source.startswith("hub:"):
-        yield from _hub_rows(source, columns)
-        return
-    path = Path(source)
-    suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
-    readers: dict[str, Callable[[Path], Iterator[Row]]] = {".jsonl": _jsonl_file, ".csv": _csv_file, ".tsv": _tsv_file}
-    if not path.is_file():
-        raise DataError(f"{source}: there is no such file; check the path in the task file")
-    if path.suffix == ".parquet":
-        yield from _parquet_rows(path, columns)
-    elif suffix in readers:
-        yield from readers[suffix](path)
-    else:
-        ending = "".join(path.suffixes[-2:])
-        raise DataError(f"{source}: the ending {ending!r} is not known; allowed are {_SUFFIXES}; convert or rename it")
-
-
-def is_table(source: str) -> bool:
-    """Whether a source is CSV or TSV, where every value is a string."""
-    return not source.startswith("hub:") and source.removesuffix(".gz").endswith((".csv", ".tsv"))
-
-
-def jsonl_rows(lines: Iterable[bytes], subject: str) -> Iterator[Row]:
-    """Decode JSON lines; blank lines are no rows, but count as lines.
-
-    Args:
-        lines: Raw lines in UTF-8.
-        subject: The file's name for messages.
+        columns: The columns that are wanted. Parquet files and Hub data sets must have them, and no others are read;
+            the rows of text files are given as they are.
 
     Yields:
         Rows in order.
 
     Raises:
-        DataError: A line is not UTF-8, not JSON or not an object.
+        DataError: The source is missing, damaged, of an unknown format, or has a wanted column twice; or a Parquet
+            file or Hub data set lacks one.
+        MissingDependencyError: It needs `datasets` or `pyarrow`, and they are not installed.
+    """
+    ending = _ending(source)
+    if ending == "hub":
+        yield from _hub_rows(source, columns)
+        return
+    path = Path(source)
+    if not path.is_file():
+        raise DataError(f"{source}: there is no such file; check the path in the task file")
+    readers: dict[str, Callable[[Path, Sequence[str]], Iterator[Row]]] = {
+        ".jsonl": _jsonl_file,
+        ".csv": _csv_file,
+        ".tsv": _tsv_file,
+        ".parquet": _parquet_rows,
+    }
+    if ending not in readers:
+        raise DataError(f"{source}: the ending {ending!r} is not known; allowed are {_SUFFIXES}; convert or rename it")
+    yield from readers[ending](path, columns)
+
+
+def is_table(source: str) -> bool:
+    """Whether a source is CSV or TSV, where every value is a string."""
+    return _ending(source) in (".csv", ".tsv")
+
+
+def _ending(source: str) -> str:
+    """What a source's format is told by; the ``.gz`` of a text file is left out."""
+    if source.startswith("hub:"):
+        return "hub"
+    path = Path(source)
+    inner = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+    return inner if path.suffix != ".gz" or inner in (".jsonl", ".csv", ".tsv") else f"{inner}.gz"
+
+
+def jsonl_rows(lines: Iterable[bytes], subject: str, columns: Sequence[str]) -> Iterator[Row]:
+    """Decode JSON lines; blank lines are no rows, but count as lines.
+
+    Args:
+        lines: Raw lines in UTF-8.
+        subject: The file's name for messages.
+        columns: The columns that are wanted; a line that gives one of them twice is refused.
+
+    Yields:
+        Rows in order, with all their columns.
+
+    Raises:
+        DataError: A line is not UTF-8, not JSON, not an object, or gives a wanted column twice.
     """
     decoder = msgspec.json.Decoder()
     for where, line in _text_lines(lines, subject):
@@ -72,11 +87,25 @@ def jsonl_rows(lines: Iterable[bytes], subject: str) -> Iterator[Row]:
             continue
         try:
             value = decoder.decode(line)
-        except msgspec.DecodeError as error:
+            repeated = _repeated_key(line, columns) if isinstance(value, dict) else None
+        except (msgspec.DecodeError, RecursionError) as error:
             raise DataError(f"{where}: not valid JSON ({error}); write one JSON object on each line") from error
         if not isinstance(value, dict):
             raise DataError(f"{where}: holds {type_name(value)}, not a JSON object; write one object on each line")
+        if repeated is not None:
+            raise DataError(f"{where}: gives {repeated!r} twice; a row has one value for each column; remove one")
         yield where, value
+
+
+def _repeated_key(line: str, columns: Sequence[str]) -> str | None:
+    """A wanted column that is a key of the line's object more than once."""
+    # Counting is cheap, and a name that stands there once cannot be a key twice.
+    suspects = [column for column in columns if line.count(f'"{column}"') > 1]
+    if not suspects:
+        return None
+    # The outermost object is the last that is closed. Numbers stay text: they may be longer than Python converts.
+    keys = json.loads(line, object_pairs_hook=lambda pairs: [name for name, _ in pairs], parse_int=str)
+    return next((column for column in suspects if keys.count(column) > 1), None)
 
 
 def type_name(value: object) -> str:
@@ -109,23 +138,25 @@ def _file_lines(path: Path) -> Iterator[bytes]:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions") from error
 
 
-def _jsonl_file(path: Path) -> Iterator[Row]:
-    return jsonl_rows(_file_lines(path), str(path))
+def _jsonl_file(path: Path, columns: Sequence[str]) -> Iterator[Row]:
+    return jsonl_rows(_file_lines(path), str(path), columns)
 
 
-def _csv_file(path: Path) -> Iterator[Row]:
+def _csv_file(path: Path, columns: Sequence[str]) -> Iterator[Row]:
     """Comma-separated values with quotes (RFC 4180)."""
     lines = _text_lines(_file_lines(path), str(path))
-    return _table_rows(csv.reader((line for _, line in lines), strict=True), path)
+    return _table_rows(csv.reader((line for _, line in lines), strict=True), path, columns)
 
 
-def _tsv_file(path: Path) -> Iterator[Row]:
+def _tsv_file(path: Path, columns: Sequence[str]) -> Iterator[Row]:
     """Tab-separated values without quoting, as GLUE publishes them: a quote is a character like any other."""
     lines = _text_lines(_file_lines(path), str(path))
-    return _table_rows(csv.reader((line for _, line in lines), delimiter="\t", quoting=csv.QUOTE_NONE), path)
+    return _table_rows(csv.reader((line for _, line in lines), delimiter="\t", quoting=csv.QUOTE_NONE), path, columns)
 
 
-def _table_rows(reader: Any, path: Path) -> Iterator[Row]:
+def _table_rows(reader: Any, path: Path, columns: Sequence[str]) -> Iterator[Row]:
+    # The limit belongs to the process. It is raised and left so: putting it back would cut off another thread's cell.
+    csv.field_size_limit(_LONGEST_CELL)
     header: list[str] | None = None
     line = 1
     try:
@@ -134,7 +165,8 @@ def _table_rows(reader: Any, path: Path) -> Iterator[Row]:
             if not fields:
                 continue
             if header is None:
-                header = _header(fields, where)
+                _refuse_repeats(fields, columns, f"{where}: the header")
+                header = fields
                 continue
             if len(fields) != len(header):
                 raise DataError(
@@ -145,10 +177,16 @@ def _table_rows(reader: Any, path: Path) -> Iterator[Row]:
         raise DataError(f"{path} line {line}: not a valid table ({error}); mend the row") from error
 
 
-def _header(fields: list[str], where: str) -> list[str]:
-    if len(set(fields)) != len(fields):
-        raise DataError(f"{where}: the header names a column twice ({', '.join(fields)}); rename one")
-    return fields
+def _refuse_repeats(names: Sequence[str], columns: Sequence[str], subject: str) -> None:
+    for column in columns:
+        if names.count(column) > 1:
+            raise DataError(f"{subject} names column {column!r} {names.count(column)} times; rename all but one")
+
+
+def _refuse_missing(names: Sequence[str], columns: Sequence[str], subject: str) -> None:
+    for column in columns:
+        if column not in names:
+            raise DataError(f"{subject}: has no column {column!r}; {nearest_hint(column, names)}")
 
 
 def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:
@@ -158,14 +196,31 @@ def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:
         raise _missing("pyarrow", "Parquet files") from error
     try:
         with parquet.ParquetFile(path) as file:
-            wanted = [name for name in file.schema_arrow.names if name in columns]
+            names = file.schema_arrow.names
+            _refuse_missing(names, columns, str(path))
+            _refuse_repeats(names, columns, f"{path}: the schema")
             number = 0
-            for batch in file.iter_batches(columns=wanted or None):
-                for row in batch.to_pylist():
+            for batch in file.iter_batches(columns=list(columns)):
+                for row in _batch_rows(batch, path, number):
                     number += 1
                     yield f"{path} row {number}", row
     except (ArrowException, OSError) as error:
         raise DataError(f"{path}: not a readable Parquet file ({error}); write it again") from error
+
+
+def _batch_rows(batch: Any, path: Path, n_before: int) -> list[dict[str, Any]]:
+    try:
+        return list(batch.to_pylist())
+    except UnicodeDecodeError:
+        # Parquet does not check its strings; the row is looked for once it is known that there is one.
+        for number in range(batch.num_rows):
+            try:
+                batch.slice(number, 1).to_pylist()
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"{path} row {n_before + number + 1}: a string is not UTF-8 ({error}); write the file again"
+                ) from error
+        raise
 
 
 def _hub_rows(source: str, columns: Sequence[str]) -> Iterator[Row]:
@@ -176,16 +231,23 @@ def _hub_rows(source: str, columns: Sequence[str]) -> Iterator[Row]:
     name, config, split = _hub_name(source)
     try:
         data = datasets.load_dataset(name, config, split=split)
-        data = data.select_columns([column for column in data.column_names if column in columns] or data.column_names)
-        readers = {column: _class_names(feature) for column, feature in data.features.items()}
-        for number, row in enumerate(data, start=1):
-            yield f"{source} row {number}", {column: readers[column](value) for column, value in row.items()}
     # A RuntimeError is how `datasets` 4 refuses data sets that are read by a script.
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise DataError(
             f"{source}: `datasets` cannot read it ({error}); check name, config and split, the network, and "
             "HF_HUB_OFFLINE"
         ) from error
+    _refuse_missing(data.column_names, columns, source)
+    data = data.select_columns(list(columns))
+    readers = {column: _class_reader(feature) for column, feature in data.features.items()}
+    rows = iter(data)
+    for number in range(1, len(data) + 1):
+        where = f"{source} row {number}"
+        try:
+            row = next(rows)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{where}: cannot be decoded ({error}); mend the data set or leave it out") from error
+        yield where, {column: readers[column](value, column, where) for column, value in row.items()}
 
 
 def _hub_name(source: str) -> tuple[str, str | None, str]:
@@ -199,16 +261,29 @@ def _hub_name(source: str) -> tuple[str, str | None, str]:
     return "/".join(parts[:2]), parts[2] if len(parts) == 3 else None, split
 
 
-def _class_names(feature: Any) -> Callable[[Any], Any]:
+def _class_reader(feature: Any) -> Callable[[Any, str, str], Any]:
     """How to read a column: a data set of the Hub stores classes as numbers and their names beside."""
     import datasets
 
     if isinstance(feature, datasets.ClassLabel):
-        return lambda value: value if value is None else feature.int2str(value)
+        return lambda value, column, where: _class_of(feature.names, value, column, where=where)
     inner = getattr(feature, "feature", None)
     if isinstance(inner, datasets.ClassLabel):
-        return lambda values: values if values is None else [inner.int2str(value) for value in values]
-    return lambda value: value
+        return lambda values, column, where: (
+            None if values is None else [_class_of(inner.names, value, column, where=where) for value in values]
+        )
+    return lambda value, _column, _where: value
+
+
+def _class_of(names: Sequence[str], value: int | None, column: str, *, where: str) -> str | None:
+    """The name of a class; None for -1, by which `datasets` says that a row has no label."""
+    if value is None or value == -1:
+        return None
+    if not 0 <= value < len(names):
+        raise DataError(
+            f"{where}: {column!r} is class {value}; the data set has 0..{len(names) - 1}; mend the data set"
+        )
+    return names[value]
 
 
 def _missing(package: str, what: str) -> MissingDependencyError:

@@ -14,6 +14,9 @@ from trunkline.core.types import Encoded, Example
 
 _PAD_TOKENS = ("[PAD]", "<pad>", "<|pad|>", "<PAD>")
 _ROWS_PER_CHUNK = 2048
+# Nothing; a character that no vocabulary has and most normalizers drop; one that they keep; a word too long for
+# WordPiece: whatever must become the unknown token shows whether there is one.
+_PROBES = ("", "\ue000", "\U00012000", "x" * 200)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -22,13 +25,15 @@ class Tokenizer:
 
     Attributes:
         json: Canonical ``tokenizer.json``: sorted keys, no truncation and no padding settings. Digested and stored.
-        vocab_size: The largest token id plus one.
+        vocab_size: The largest token id plus one, of the vocabulary and of what the post-processor adds.
+        max_type_id: The largest type id that a pair gets; what ``n_types`` makes 0 does not count.
         pad_id: The id of the padding token.
         n_types: How many token types the architecture has; with 0 or 1 every type id is 0.
     """
 
     json: str
     vocab_size: int
+    max_type_id: int
     pad_id: int
     n_types: int
     _inner: tokenizers.Tokenizer = field(repr=False)
@@ -43,20 +48,30 @@ class Tokenizer:
             subject: What messages are about, for example ``"backbone 'minilm'"``.
 
         Raises:
-            CheckpointError: The text is no tokenizer, or lacks a padding token or a post-processor that adds
-                special tokens.
+            CheckpointError: The text is no tokenizer, has an empty vocabulary, lacks a padding token or a
+                post-processor that adds special tokens to texts and pairs, or cannot encode every text.
         """
         canonical = _canonical(text, subject)
         inner = _parse(canonical, subject)
-        if inner.num_special_tokens_to_add(is_pair=False) == 0:
-            raise CheckpointError(
-                f"{subject}: the tokenizer's post-processor adds no special tokens; an encoder needs them ([CLS] … "
-                "[SEP] or <s> … </s>); save the fast tokenizer again with transformers' save_pretrained"
-            )
+        for form, is_pair in (("text", False), ("pair", True)):
+            if inner.num_special_tokens_to_add(is_pair=is_pair) == 0:
+                raise CheckpointError(
+                    f"{subject}: the tokenizer's post-processor adds no special tokens to a {form}; an encoder needs "
+                    "them ([CLS] … [SEP] or <s> … </s>); save the fast tokenizer again with transformers' "
+                    "save_pretrained"
+                )
         vocabulary = inner.get_vocab(with_added_tokens=True)
+        if not vocabulary:
+            raise CheckpointError(
+                f"{subject}: the tokenizer's vocabulary is empty; use the tokenizer.json that came with the weights"
+            )
+        encodings = _encode_probes(inner, subject)
+        token_ids = chain(vocabulary.values(), *(encoding.ids for encoding in encodings))
+        type_ids = chain.from_iterable(encoding.type_ids for encoding in encodings)
         return cls(
             json=canonical,
-            vocab_size=max(vocabulary.values()) + 1,
+            vocab_size=max(token_ids) + 1,
+            max_type_id=max(type_ids) if n_types > 1 else 0,
             pad_id=_pad_id(inner, subject),
             n_types=n_types,
             _inner=inner,
@@ -108,25 +123,41 @@ class Tokenizer:
 def word_positions(row: Encoded, word_spans: Sequence[tuple[int, int]]) -> np.ndarray:
     """Find the first sub-token of each word of a row's first text.
 
-    Where a tokenizer makes one token of several words (SentencePiece does so with Chinese), they share its position.
+    A tokenizer may make one token of several words (SentencePiece does so with Chinese). The first of them has the
+    token; a word that begins inside it has no logits of its own and continues the word before, because one token
+    cannot say two things.
 
     Args:
         row: The encoded text.
         word_spans: (start, end) of each word in that text, in characters and in order.
 
     Returns:
-        (words,) int32: index into the row's tokens; -1 where the word was cut away or the tokenizer made no token
-        for it (control characters, for example).
+        (words,) int32: index into the row's tokens, no index twice; -1 where the word was cut away or the tokenizer
+        made no token for it (control characters, for example); -2 where it begins inside the token of a word before.
     """
     tokens = np.flatnonzero((row.sequence == 0) & (row.offsets[:, 1] > row.offsets[:, 0]))
     if not len(tokens) or not len(word_spans):
         return np.full(len(word_spans), -1, dtype=np.int32)
+    tokens = tokens[~_covered(row.offsets[tokens])]
     spans = np.asarray(word_spans, dtype=np.int32)
     starts, ends = row.offsets[tokens, 0], row.offsets[tokens, 1]
     first = np.searchsorted(ends, spans[:, 0], side="right")
     inside = np.minimum(first, len(tokens) - 1)
     found = (first < len(tokens)) & (starts[inside] < spans[:, 1])
-    return np.where(found, tokens[inside], -1).astype(np.int32)
+    positions = np.where(found, tokens[inside], -1)
+    before = np.maximum.accumulate(np.concatenate(([-1], positions[:-1])))
+    return np.where(found & (positions == before), -2, positions).astype(np.int32)
+
+
+def _covered(offsets: np.ndarray) -> np.ndarray:
+    """Which tokens begin where the next one does and end before it, as SentencePiece's lone "▁" before a piece.
+
+    Such a token stands for nothing in the text. Tokens of the same characters (the bytes of one) are all kept.
+    """
+    starts, ends = offsets[:, 0], offsets[:, 1]
+    covered = np.zeros(len(offsets), dtype=bool)
+    covered[:-1] = (starts[:-1] == starts[1:]) & (ends[:-1] < ends[1:])
+    return covered
 
 
 def _text_error(examples: Sequence[Example]) -> DataError:
@@ -192,6 +223,17 @@ def _parse(canonical: str, subject: str) -> tokenizers.Tokenizer:
         # Nothing narrower is possible: tokenizers raises plain Exception for every fault of the text.
         raise CheckpointError(
             f"{subject}: tokenizer.json cannot be used ({error}); save it again with a current version of transformers"
+        ) from error
+
+
+def _encode_probes(inner: tokenizers.Tokenizer, subject: str) -> list[tokenizers.Encoding]:
+    try:
+        return inner.encode_batch([*_PROBES, *((text, text) for text in _PROBES)])
+    except Exception as error:
+        # As in `_parse`, nothing narrower is possible. Found here, or by the first odd character of some text.
+        raise CheckpointError(
+            f"{subject}: the tokenizer cannot encode every text ({error}); mostly its vocabulary lacks its own unknown "
+            "token; use the tokenizer.json that came with the weights"
         ) from error
 
 

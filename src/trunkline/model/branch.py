@@ -8,14 +8,7 @@ from torch import Tensor, nn
 from trunkline.core.errors import SpecError
 from trunkline.core.specs import BranchSpec, Kind, Pooling
 from trunkline.model.config import EncoderConfig
-from trunkline.model.encoder import (
-    AttentionBias,
-    Embeddings,
-    EncoderLayer,
-    build_empty,
-    load_parameters,
-    parameter_arrays,
-)
+from trunkline.model.encoder import EncoderStack, build_empty, load_parameters, make_layer, parameter_arrays
 from trunkline.model.heads import ClsHead, Head, build_head, init_head
 from trunkline.model.shapes import AttentionBiasValues, HiddenStates, Mask, RowIds, RowLogits, TokenLogits
 
@@ -35,7 +28,7 @@ class Branch(nn.Module):
         self.own_layers = own_layers
         # A dict, so that parameter names carry the absolute layer index.
         self.layers = nn.ModuleDict(
-            {str(layer): EncoderLayer(config) for layer in range(exit_layer, exit_layer + own_layers)}
+            {str(layer): make_layer(config, layer) for layer in range(exit_layer, exit_layer + own_layers)}
         )
         self.head = head
 
@@ -137,15 +130,12 @@ def load_branch(spec: BranchSpec, config: EncoderConfig, tensors: Mapping[str, n
     return branch.requires_grad_(requires_grad=False).eval()
 
 
-class FullModel(nn.Module):
+class FullModel(EncoderStack):
     """The whole backbone with a head, all of it trained: the baseline of full fine-tuning, never a branch."""
 
     def __init__(self, config: EncoderConfig, head: Head) -> None:
         """Make the modules; use `FullModel.build`."""
-        super().__init__()
-        self.embeddings = Embeddings(config)
-        self.shared = AttentionBias(config)
-        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.n_layers))
+        super().__init__(config, depth=config.n_layers)
         self.head = head
 
     @classmethod

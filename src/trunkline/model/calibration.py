@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Sequence
 
+import msgspec
 import numpy as np
 
 from trunkline.core.errors import DataError
 from trunkline.core.specs import BranchSpec, Calibration
 from trunkline.core.types import Example
-from trunkline.data.labels import label_index
+from trunkline.data.labels import label_index, target_labels
+from trunkline.model.decode import DEFAULT_THRESHOLD, probabilities
 
 TEMPERATURE_RANGE = (0.05, 20.0)
 THRESHOLDS = np.round(np.arange(0.05, 0.951, 0.05), 2)
@@ -29,14 +31,14 @@ def check_kind(branch: BranchSpec) -> None:
 def fit_calibration(branch: BranchSpec, logits: Sequence[np.ndarray], examples: Sequence[Example]) -> Calibration:
     """Fit temperature and, for multi-label tasks, a threshold for each label.
 
-    The temperature is the one number that minimizes the negative log-likelihood (Guo et al. 2017, section 4.2);
-    it never changes which label is first. A threshold is the multiple of 0.05 with the best F1 of its label;
-    where several are equally good, the one nearest to 0.5; a label that no row has keeps 0.5.
+    The temperature is the one number that minimizes the negative log-likelihood (Guo et al. 2017, section 4.2),
+    searched within 0.05 to 20; it never changes which label is first. A threshold is the multiple of 0.05 with the
+    best F1 of its label; where several are equally good, the one nearest to 0.5; a label that no row has keeps 0.5.
 
     Args:
         branch: Kind, labels and the calibration in force, whose ``abstain_below`` is kept.
         logits: One array a row: (labels,).
-        examples: The rows, labelled.
+        examples: The rows; those without a target, and classes that the branch does not know, are left out.
 
     Raises:
         DataError: The kind has nothing to calibrate, or no row has a label that the branch knows.
@@ -45,13 +47,15 @@ def fit_calibration(branch: BranchSpec, logits: Sequence[np.ndarray], examples: 
     index = label_index(branch.labels)
     targets = np.zeros((len(examples), len(index)), dtype=np.float64)
     for row, example in enumerate(examples):
-        names = example.target if isinstance(example.target, tuple) else (example.target,)
-        for name in names:
-            if name in index:
-                targets[row, index[str(name)]] = 1.0
-    known = targets.any(axis=1) if branch.kind == "classification" else np.ones(len(examples), dtype=bool)
+        targets[row, [index[name] for name in target_labels(example.target) if name in index]] = 1.0
+    known = np.array([example.target is not None for example in examples], dtype=bool)
+    if branch.kind == "classification":
+        known &= targets.any(axis=1)
     if not known.any():
-        raise DataError(f"task {branch.task!r}: none of {len(examples)} rows has a label that the branch knows")
+        raise DataError(
+            f"task {branch.task!r}: none of {len(examples)} rows has a label that the branch knows; at least one is "
+            "needed; calibrate on the rows that the task was trained from"
+        )
     scores = np.stack([np.asarray(row, dtype=np.float64) for row in logits])[known]
     if branch.kind == "classification":
         return Calibration(
@@ -59,8 +63,8 @@ def fit_calibration(branch: BranchSpec, logits: Sequence[np.ndarray], examples: 
             abstain_below=branch.calibration.abstain_below,
         )
     temperature = _temperature(lambda t: bernoulli_loss(scores / t, targets[known]))
-    probabilities = 1.0 / (1.0 + np.exp(-scores / temperature))
-    thresholds = tuple(_threshold(probabilities[:, i], targets[known][:, i]) for i in range(len(index)))
+    shares = probabilities(scores, msgspec.structs.replace(branch, calibration=Calibration(temperature=temperature)))
+    thresholds = tuple(_threshold(shares[:, i], targets[known][:, i]) for i in range(len(index)))
     return Calibration(temperature=temperature, thresholds=thresholds)
 
 
@@ -84,11 +88,11 @@ def _temperature(loss_at: Callable[[float], float]) -> float:
     return float(np.exp(found.x))
 
 
-def _threshold(probabilities: np.ndarray, targets: np.ndarray) -> float:
+def _threshold(shares: np.ndarray, targets: np.ndarray) -> float:
     if not targets.any():
-        return 0.5
-    given = probabilities[:, None] >= THRESHOLDS[None, :]
+        return DEFAULT_THRESHOLD
+    given = shares[:, None] >= THRESHOLDS[None, :]
     hits = (given & (targets[:, None] > 0)).sum(axis=0)
     f1 = 2 * hits / (given.sum(axis=0) + targets.sum())
     best = np.flatnonzero(np.isclose(f1, f1.max()))
-    return float(THRESHOLDS[best[np.argmin(np.abs(THRESHOLDS[best] - 0.5))]])
+    return float(THRESHOLDS[best[np.argmin(np.abs(THRESHOLDS[best] - DEFAULT_THRESHOLD))]])

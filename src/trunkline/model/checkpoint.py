@@ -1,21 +1,18 @@
 """Checkpoints as others write them: the only file that knows foreign (Hugging Face) names. No torch here."""
 
 import re
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Container, Iterable, Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from trunkline.core.errors import CheckpointError, NonFiniteError, nearest_hint
+from trunkline.core.errors import CheckpointError, NonFiniteError
 from trunkline.model.config import Activation, Architecture, EncoderConfig, trunk_tensor_shapes
-from trunkline.model.tensors import check_tensors, read_tensors, refuse_non_finite
+from trunkline.model.tensors import check_tensors, refuse_non_finite
 
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 
 PREFIXES: Mapping[Architecture, str] = {
     "bert": "bert.",
@@ -74,36 +71,69 @@ DISTILBERT_LAYER_NAMES: Mapping[str, str] = {
     "ffn.down": "ffn.lin2",
     "ffn.norm": "output_layer_norm",
 }
+# What a tensor of the encoder begins with, the model's prefix taken off; all others belong to heads.
+ENCODER_BEGINNINGS = ("embeddings", "encoder.", "transformer.")
+# Stored by older versions of transformers; both follow from the sizes.
+KNOWN_BUFFERS = frozenset({"embeddings.position_ids", "embeddings.token_type_ids"})
+
+# Our field -> key of config.json.
+BERT_KEYS: Mapping[str, str] = {
+    "n_layers": "num_hidden_layers",
+    "width": "hidden_size",
+    "n_heads": "num_attention_heads",
+    "ffn_width": "intermediate_size",
+    "vocab_size": "vocab_size",
+    "n_positions": "max_position_embeddings",
+    "n_types": "type_vocab_size",
+    "pad_id": "pad_token_id",
+    "activation": "hidden_act",
+    "norm_eps": "layer_norm_eps",
+    "hidden_dropout": "hidden_dropout_prob",
+    "attention_dropout": "attention_probs_dropout_prob",
+}
+MPNET_KEYS: Mapping[str, str] = {ours: theirs for ours, theirs in BERT_KEYS.items() if ours != "n_types"}
+ELECTRA_KEYS: Mapping[str, str] = {**BERT_KEYS, "embedding_width": "embedding_size"}
+# Sinusoidal positions are stored as weights like any others.
+DISTILBERT_KEYS: Mapping[str, str] = {
+    "n_layers": "n_layers",
+    "width": "dim",
+    "n_heads": "n_heads",
+    "ffn_width": "hidden_dim",
+    "vocab_size": "vocab_size",
+    "n_positions": "max_position_embeddings",
+    "pad_id": "pad_token_id",
+    "activation": "activation",
+    "hidden_dropout": "dropout",
+    "attention_dropout": "attention_dropout",
+}
+KEYS: Mapping[Architecture, Mapping[str, str]] = {
+    "bert": BERT_KEYS,
+    "roberta": BERT_KEYS,
+    "xlm-roberta": BERT_KEYS,
+    "mpnet": MPNET_KEYS,
+    "electra": ELECTRA_KEYS,
+    "distilbert": DISTILBERT_KEYS,
+}
+# What transformers takes where config.json has no such key.
+DEFAULT_FACTS: Mapping[str, Any] = {
+    "activation": "gelu",
+    "norm_eps": 1e-12,
+    "hidden_dropout": 0.1,
+    "attention_dropout": 0.1,
+}
+DEFAULT_TYPES = 2
+DEFAULT_PAD_ID: Mapping[Architecture, int] = {
+    "bert": 0,
+    "roberta": 1,
+    "xlm-roberta": 1,
+    "mpnet": 1,
+    "electra": 0,
+    "distilbert": 0,
+}
+DEFAULT_ELECTRA_EMBEDDING_WIDTH = 128
 # transformers counts MPNet's positions from here and with this many buckets, whatever config.json says.
 MPNET_POSITION_OFFSET = 2
 MPNET_BUCKETS = 32
-# DistilBERT's config.json has no such key.
-DISTILBERT_NORM_EPS = 1e-12
-
-
-def read_checkpoint(folder: Path) -> tuple[EncoderConfig, dict[str, np.ndarray]]:
-    """Read a Hugging Face checkpoint folder: ``config.json`` and safetensors, whole or sharded.
-
-    Extra heads (pooler, language model head, classifier) are ignored.
-
-    Args:
-        folder: Where the files are.
-
-    Returns:
-        The config, and canonical name -> float32 array for embeddings and all layers.
-
-    Raises:
-        CheckpointError: The folder or a file is missing, the architecture is not supported, only pickled weights are
-            there, a tensor is missing, has a wrong shape or dtype, or holds NaN.
-    """
-    subject = f"checkpoint {str(folder)!r}"
-    if not folder.is_dir():
-        raise CheckpointError(f"{subject}: there is no such folder; check the path")
-    config = decode_config(read_file(folder, CONFIG_FILE, subject), subject)
-    found: dict[str, np.ndarray] = {}
-    for name in weight_files(folder, subject):
-        found.update(read_tensors(read_file(folder, name, subject), f"{subject}, file {name!r}"))
-    return config, canonical_tensors(config, found, subject)
 
 
 def decode_config(content: bytes, subject: str) -> EncoderConfig:
@@ -122,20 +152,23 @@ def decode_config(content: bytes, subject: str) -> EncoderConfig:
         raise CheckpointError(f"{subject}: config.json is not a JSON object ({error}); fetch it again") from error
     architecture = _architecture(facts, subject)
     _refuse_variants(facts, architecture, subject)
-    fields = _distilbert_fields(facts) if architecture == "distilbert" else _bert_fields(facts, architecture)
-    missing = sorted(name for name, value in fields.items() if value is None)
+    keys = KEYS[architecture]
+    fields = _fields(facts, architecture)
+    missing = sorted(theirs for ours, theirs in keys.items() if ours not in fields)
     if missing:
         raise CheckpointError(f"{subject}: config.json does not say {', '.join(missing)}; fetch it again")
     activation = fields["activation"]
-    if activation not in FOREIGN_ACTIVATIONS:
-        hint = nearest_hint(str(activation), FOREIGN_ACTIVATIONS)
-        raise CheckpointError(f"{subject}: activation {activation!r} is not supported; {hint}")
-    fields = {**fields, "architecture": architecture, "activation": FOREIGN_ACTIVATIONS[activation]}
+    if not (isinstance(activation, str) and activation in FOREIGN_ACTIVATIONS):
+        raise CheckpointError(
+            f"{subject}: config.json: {keys['activation']} {activation!r} is not supported; "
+            f"supported are {', '.join(FOREIGN_ACTIVATIONS)}; use another checkpoint"
+        )
     try:
         # JSON has no floats of its own: a dropout of 0 comes as an integer, which msgspec takes for a float.
-        return msgspec.convert(fields, EncoderConfig, strict=True)
+        return msgspec.convert({**fields, "activation": FOREIGN_ACTIVATIONS[activation]}, EncoderConfig, strict=True)
     except msgspec.ValidationError as error:
-        raise CheckpointError(f"{subject}: config.json: {error}; fetch it again") from error
+        reason = _in_their_words(str(error).removeprefix("encoder config: "), keys)
+        raise CheckpointError(f"{subject}: config.json: {reason}; fetch it again") from error
 
 
 def canonical_tensors(config: EncoderConfig, found: Mapping[str, np.ndarray], subject: str) -> dict[str, np.ndarray]:
@@ -143,37 +176,48 @@ def canonical_tensors(config: EncoderConfig, found: Mapping[str, np.ndarray], su
 
     Args:
         config: From `decode_config`.
-        found: The checkpoint's own names -> arrays.
+        found: The checkpoint's own names -> arrays; those of heads may be among them.
         subject: What the message is about.
 
     Returns:
         Canonical name -> float32 array.
 
     Raises:
-        CheckpointError: A tensor is missing (both names are given), has a wrong shape or dtype, or holds NaN.
+        CheckpointError: A tensor is missing (both names are given), is there twice, has a wrong shape or dtype, or
+            holds NaN; or the encoder has tensors that the config does not ask for.
     """
     shapes = trunk_tensor_shapes(config, depth=config.n_layers)
-    tensors: dict[str, np.ndarray] = {}
-    missing: list[str] = []
-    for name in shapes:
-        foreign = foreign_name(config.architecture, name)
-        spelling = next((known for known in _spellings(config.architecture, foreign) if known in found), None)
-        if spelling is None:
-            missing.append(f"{name} (there: {foreign})")
-        else:
-            tensors[name] = found[spelling]
+    spellings = {name: _spellings_found(config.architecture, name, found) for name in shapes}
+    missing = [name for name, known in spellings.items() if not known]
     if missing:
-        shown = ", ".join(missing[:4]) + (", …" if len(missing) > 4 else "")
+        shown = _shown([f"{name} (there: {foreign_name(config.architecture, name)})" for name in missing])
         raise CheckpointError(
             f"{subject}: {len(missing)} of {len(shapes)} tensors are missing: {shown}; "
             f"a {config.architecture} encoder needs all of them; use a complete checkpoint"
         )
-    checked = check_tensors(tensors, shapes, subject)
+    for known in spellings.values():
+        if len(known) > 1:
+            raise CheckpointError(
+                f"{subject}: one tensor is there under {len(known)} names: {', '.join(known)}; only one is allowed, "
+                "because nothing says which is meant; remove the other from the weights"
+            )
+    _refuse_unused(config.architecture, set(found) - {known[0] for known in spellings.values()}, subject)
+    checked = check_tensors({name: found[known[0]] for name, known in spellings.items()}, shapes, subject)
     try:
         refuse_non_finite(checked, subject)
     except NonFiniteError as error:
         raise CheckpointError(str(error)) from error
     return checked
+
+
+def is_encoder_tensor(architecture: Architecture, name: str) -> bool:
+    """Whether a checkpoint's tensor is part of the encoder; those of heads (pooler, classifier, ...) are not.
+
+    Args:
+        architecture: Whose names.
+        name: The checkpoint's own name, with or without the model's prefix.
+    """
+    return name.removeprefix(PREFIXES[architecture]).startswith(ENCODER_BEGINNINGS)
 
 
 def foreign_name(architecture: Architecture, name: str) -> str:
@@ -194,51 +238,30 @@ def foreign_name(architecture: Architecture, name: str) -> str:
     return f"encoder.layer.{index}.{names[part]}.{leaf}"
 
 
-def weight_files(folder: Path, subject: str) -> tuple[str, ...]:
-    """Names of the safetensors files of a checkpoint folder.
-
-    Raises:
-        CheckpointError: There are none, or only pickled ones, or the index of shards is wrong.
-    """
-    if (folder / WEIGHTS_FILE).is_file():
-        return (WEIGHTS_FILE,)
-    if (folder / INDEX_FILE).is_file():
-        return _shard_files(read_file(folder, INDEX_FILE, subject), subject)
-    refuse_pickled((path.name for path in folder.iterdir()), subject)
-    raise CheckpointError(f"{subject}: there is no {WEIGHTS_FILE} and no {INDEX_FILE}; fetch one of them")
-
-
-def refuse_pickled(names: Iterable[str], subject: str) -> None:
-    """Refuse files that hold pickled weights, and tell how to convert them.
+def shard_files(content: bytes, subject: str) -> tuple[str, ...]:
+    """Names of the files that an index of shards names.
 
     Args:
-        names: Names of the files of a checkpoint that has no safetensors.
+        content: The whole ``model.safetensors.index.json``.
         subject: What the message is about.
 
     Raises:
-        CheckpointError: One of them is a pickle.
-    """
-    pickled = sorted(name for name in names if name.endswith(PICKLED_SUFFIXES))
-    if pickled:
-        raise CheckpointError(
-            f"{subject}: only pickled weights are there ({', '.join(pickled[:3])}); only safetensors is allowed, "
-            "because a pickle can run code; convert them where you trust them: "
-            "AutoModel.from_pretrained(FOLDER).save_pretrained(FOLDER) of transformers writes model.safetensors"
-        )
-
-
-def read_file(folder: Path, name: str, subject: str) -> bytes:
-    """The bytes of one file of a checkpoint folder.
-
-    Raises:
-        CheckpointError: It is missing or cannot be read.
+        CheckpointError: It is no index, or names other files than safetensors of its own folder.
     """
     try:
-        return (folder / name).read_bytes()
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{subject}: there is no {name}; fetch the whole checkpoint") from error
-    except OSError as error:
-        raise CheckpointError(f"{subject}: {name} cannot be read ({error.strerror}); check the file") from error
+        weight_map = msgspec.json.decode(content, type=dict[str, Any])["weight_map"]
+        names = tuple(sorted(set(msgspec.convert(weight_map, dict[str, str]).values())))
+    except (msgspec.MsgspecError, KeyError) as error:
+        raise CheckpointError(
+            f"{subject}: {INDEX_FILE} has no weight_map of tensor names to file names ({error}); fetch it again"
+        ) from error
+    for name in names:
+        if PurePath(name).name != name or not name.endswith(".safetensors"):
+            raise CheckpointError(
+                f"{subject}: {INDEX_FILE} names the file {name!r}; only safetensors files of the same folder are "
+                "allowed; fetch it again"
+            )
+    return names
 
 
 def _architecture(facts: Mapping[str, Any], subject: str) -> Architecture:
@@ -248,7 +271,7 @@ def _architecture(facts: Mapping[str, Any], subject: str) -> Architecture:
             return architecture
     raise CheckpointError(
         f"{subject}: model_type {model_type!r} is not supported; supported are {', '.join(PREFIXES)}; "
-        f"{nearest_hint(str(model_type), PREFIXES)}"
+        "use a checkpoint of one of them"
     )
 
 
@@ -263,7 +286,8 @@ def _refuse_variants(facts: Mapping[str, Any], architecture: Architecture, subje
             raise CheckpointError(
                 f"{subject}: {name} is set; only plain encoders are supported; use another checkpoint"
             )
-    if "AutoModel" in (facts.get("auto_map") or {}):
+    auto_map = facts.get("auto_map") or {}
+    if not isinstance(auto_map, dict) or "AutoModel" in auto_map:
         raise CheckpointError(
             f"{subject}: it asks to run code of its own (auto_map); no code of a checkpoint is ever run; "
             "use another checkpoint"
@@ -276,54 +300,52 @@ def _refuse_variants(facts: Mapping[str, Any], architecture: Architecture, subje
         )
 
 
-def _bert_fields(facts: Mapping[str, Any], architecture: Architecture) -> dict[str, Any]:
-    """Fields as BERT's config names them; what it may leave out has transformers' default."""
-    robust = architecture in ("roberta", "xlm-roberta")
-    pad_id = facts.get("pad_token_id", 1 if robust or architecture == "mpnet" else 0)
+def _fields(facts: Mapping[str, Any], architecture: Architecture) -> dict[str, Any]:
+    """Values for `EncoderConfig` as config.json has them, unjudged; those that it must say may be absent."""
+    fields = {**DEFAULT_FACTS, "architecture": architecture, "pad_id": DEFAULT_PAD_ID[architecture]}
+    fields["n_types"] = DEFAULT_TYPES if "n_types" in KEYS[architecture] else 0
+    if architecture == "electra":
+        fields["embedding_width"] = DEFAULT_ELECTRA_EMBEDDING_WIDTH
+    fields |= {ours: facts[theirs] for ours, theirs in KEYS[architecture].items() if theirs in facts}
+    fields.setdefault("embedding_width", fields.get("width"))
     offset = 0
     if architecture == "mpnet":
         offset = MPNET_POSITION_OFFSET
-    elif robust and isinstance(pad_id, int):
-        offset = pad_id + 1
-    width = facts.get("hidden_size")
-    return {
-        "n_layers": facts.get("num_hidden_layers"),
-        "width": width,
-        "n_heads": facts.get("num_attention_heads"),
-        "ffn_width": facts.get("intermediate_size"),
-        "vocab_size": facts.get("vocab_size"),
-        "n_positions": facts.get("max_position_embeddings"),
-        "n_types": 0 if architecture == "mpnet" else facts.get("type_vocab_size", 2),
-        "pad_id": pad_id,
+    elif architecture in ("roberta", "xlm-roberta") and isinstance(fields["pad_id"], int):
+        offset = fields["pad_id"] + 1
+    return fields | {
         "position_offset": offset,
-        "embedding_width": facts.get("embedding_size") if architecture == "electra" else width,
         "relative_buckets": MPNET_BUCKETS if architecture == "mpnet" else 0,
-        "activation": facts.get("hidden_act", "gelu"),
-        "norm_eps": facts.get("layer_norm_eps", 1e-12),
-        "hidden_dropout": facts.get("hidden_dropout_prob", 0.1),
-        "attention_dropout": facts.get("attention_probs_dropout_prob", 0.1),
     }
 
 
-def _distilbert_fields(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields as DistilBERT's config names them; sinusoidal positions are stored as weights like any others."""
-    return {
-        "n_layers": facts.get("n_layers"),
-        "width": facts.get("dim"),
-        "n_heads": facts.get("n_heads"),
-        "ffn_width": facts.get("hidden_dim"),
-        "vocab_size": facts.get("vocab_size"),
-        "n_positions": facts.get("max_position_embeddings"),
-        "n_types": 0,
-        "pad_id": facts.get("pad_token_id", 0),
-        "position_offset": 0,
-        "embedding_width": facts.get("dim"),
-        "relative_buckets": 0,
-        "activation": facts.get("activation", "gelu"),
-        "norm_eps": DISTILBERT_NORM_EPS,
-        "hidden_dropout": facts.get("dropout", 0.1),
-        "attention_dropout": facts.get("attention_dropout", 0.1),
-    }
+def _in_their_words(text: str, keys: Mapping[str, str]) -> str:
+    """A message with our fields called as in config.json: that is what its reader can look at and change."""
+    return re.sub(rf"\b({'|'.join(keys)})\b", lambda found: keys[found[0]], text)
+
+
+def _refuse_unused(architecture: Architecture, names: Iterable[str], subject: str) -> None:
+    unused = sorted(
+        name
+        for name in names
+        if is_encoder_tensor(architecture, name) and name.removeprefix(PREFIXES[architecture]) not in KNOWN_BUFFERS
+    )
+    if unused:
+        raise CheckpointError(
+            f"{subject}: the weights hold {len(unused)} tensors of the encoder that config.json does not ask for: "
+            f"{_shown(unused)}; none may be left out in silence; use the config.json that came with the weights, "
+            "and merge adapters into the layers"
+        )
+
+
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
+
+
+def _spellings_found(architecture: Architecture, name: str, found: Container[str]) -> tuple[str, ...]:
+    # A bias of a dense layer has no old name: its spellings are fewer, not doubled.
+    spellings = dict.fromkeys(_spellings(architecture, foreign_name(architecture, name)))
+    return tuple(spelling for spelling in spellings if spelling in found)
 
 
 def _spellings(architecture: Architecture, foreign: str) -> tuple[str, ...]:
@@ -331,20 +353,3 @@ def _spellings(architecture: Architecture, foreign: str) -> tuple[str, ...]:
     old = foreign.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
     prefix = PREFIXES[architecture]
     return (prefix + foreign, foreign, prefix + old, old)
-
-
-def _shard_files(content: bytes, subject: str) -> tuple[str, ...]:
-    try:
-        weight_map = msgspec.json.decode(content, type=dict[str, Any])["weight_map"]
-        names = tuple(sorted(set(msgspec.convert(weight_map, dict[str, str]).values())))
-    except (msgspec.MsgspecError, KeyError) as error:
-        raise CheckpointError(
-            f"{subject}: {INDEX_FILE} has no weight_map of tensor names to file names ({error}); fetch it again"
-        ) from error
-    for name in names:
-        if Path(name).name != name or not name.endswith(".safetensors"):
-            raise CheckpointError(
-                f"{subject}: {INDEX_FILE} names the file {name!r}; only safetensors files of the same folder are "
-                "allowed; fetch it again"
-            )
-    return names

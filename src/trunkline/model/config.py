@@ -1,5 +1,6 @@
 """Facts of an encoder: its sizes and the names and shapes of its tensors. No torch here."""
 
+import math
 from typing import Literal, TypeAlias
 
 from trunkline.core.errors import CheckpointError
@@ -10,8 +11,11 @@ Activation: TypeAlias = Literal["gelu", "gelu_tanh", "relu", "silu"]
 TensorShape: TypeAlias = tuple[int, ...]
 
 
-class EncoderConfig(Spec, frozen=True, kw_only=True):
+class EncoderConfig(Spec, frozen=True, kw_only=True, omit_defaults=True):
     """Sizes and constants of one post-norm encoder.
+
+    A field that is added later has a default, which is neither written nor digested: stored trunks keep their chain,
+    and what was stored before is read as before.
 
     Attributes:
         architecture: Whose checkpoint format and position rule it follows.
@@ -69,6 +73,13 @@ class EncoderConfig(Spec, frozen=True, kw_only=True):
                 f"encoder config: pad_id {self.pad_id} is outside 0..{self.vocab_size - 1}; "
                 "the checkpoint's config.json is wrong"
             )
+        for name in ("hidden_dropout", "attention_dropout"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise CheckpointError(
+                    f"encoder config: {name} is {getattr(self, name)}; it must be at least 0 and below 1"
+                )
+        if not 0.0 < self.norm_eps < math.inf:
+            raise CheckpointError(f"encoder config: norm_eps is {self.norm_eps}; it must be above 0")
 
     @property
     def max_tokens(self) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from trunkline.core.errors import DataError, NonFiniteError
-from trunkline.core.specs import BranchSpec
+from trunkline.core.specs import OUTSIDE, BranchSpec
 from trunkline.core.types import (
     Example,
     LabelPrediction,
@@ -16,9 +16,10 @@ from trunkline.core.types import (
     Span,
     SpansPrediction,
 )
-from trunkline.data.labels import OUTSIDE
+from trunkline.data.labels import label_index
 
 DEFAULT_THRESHOLD = 0.5
+"""Probability from which a multi-label task gives a label, where calibration has set no other."""
 
 
 def decode(logits: Logits, branch: BranchSpec, example: Example, positions: np.ndarray | None) -> Prediction:
@@ -28,7 +29,8 @@ def decode(logits: Logits, branch: BranchSpec, example: Example, positions: np.n
         logits: (n_outputs,) float; for tagging (n, n_labels), one line for each word that has a position.
         branch: Labels, calibration, and the unit of scores.
         example: The row; tagging reads its text and ``word_spans``.
-        positions: For tagging: (words,) from `word_positions`; words with -1 are ``O``. Others ignore it.
+        positions: For tagging: (words,) from `word_positions`; words with -1 are ``O``, words with -2 continue the
+            word before. Others ignore it.
 
     Raises:
         NonFiniteError: A logit is NaN or infinite.
@@ -126,12 +128,15 @@ def decode_tags(logits: Logits, labels: Sequence[str]) -> list[str]:
 def word_tags(logits: Logits, labels: Sequence[str], positions: np.ndarray) -> list[str]:
     """Tags of all words of a text, those without a token included.
 
-    A word without a token is ``O``, so no span reaches across it: the words before and after are decoded apart.
+    A word without a token is ``O``, so no span reaches across it: the words before and after are decoded apart. A word
+    that begins inside the token of the word before goes on as that one does, ``I-x`` in a span of ``x`` and ``O``
+    outside, so that spans stay whole.
 
     Args:
         logits: (n, n_labels) float, one line for each word that has a position.
         labels: Tags in the order of the columns.
-        positions: (words,) int; -1 for a word without a token.
+        positions: (words,) int from `word_positions`; -1 for a word without a token, -2 for one inside the token of
+            the word before.
 
     Returns:
         (words,) tags.
@@ -140,7 +145,8 @@ def word_tags(logits: Logits, labels: Sequence[str], positions: np.ndarray) -> l
         NonFiniteError: A logit is NaN or infinite.
         DataError: There are not as many lines as positions.
     """
-    found = np.flatnonzero(np.asarray(positions) >= 0)
+    places = np.asarray(positions)
+    found = np.flatnonzero(places >= 0)
     if len(found) != len(logits):
         raise DataError(
             f"tags: {len(logits)} lines of logits; {len(found)} words have a position; give one line for each"
@@ -148,10 +154,13 @@ def word_tags(logits: Logits, labels: Sequence[str], positions: np.ndarray) -> l
     tags = [OUTSIDE] * len(positions)
     if not len(found):
         return tags
-    gaps = np.flatnonzero(np.diff(found) > 1) + 1
+    n_outside = np.cumsum(places == -1)[found]
+    gaps = np.flatnonzero(np.diff(n_outside)) + 1
     for words, lines in zip(np.split(found, gaps), np.split(logits, gaps), strict=True):
         for word, tag in zip(words, decode_tags(lines, labels), strict=True):
             tags[word] = tag
+    for word in np.flatnonzero(places == -2):
+        tags[word] = f"I-{tags[word - 1][2:]}" if word and tags[word - 1] != OUTSIDE else OUTSIDE
     return tags
 
 
@@ -200,9 +209,9 @@ def _decode_spans(
             f"task {branch.task!r}: the row has no {lacking}; tagging needs them; split the text into words"
         )
     tags = word_tags(logits, branch.labels, positions)
-    columns = {label: column for column, label in enumerate(branch.labels)}
+    columns = label_index(branch.labels)
     sure = np.ones(len(tags))
-    # A word without a token has no probability of its own; its tag is a rule, not a guess.
+    # A word without a token of its own has no probability; its tag is a rule, not a guess.
     found = np.flatnonzero(np.asarray(positions) >= 0)
     chosen = [columns[tags[word]] for word in found]
     sure[found] = probabilities(logits, branch)[np.arange(len(found)), chosen]

@@ -1,7 +1,8 @@
 """Layers of an encoder as bricks; their parameters bear the canonical names (see `trunkline.model.config`).
 
 A pre-norm or rotary encoder needs another layer around the same bricks: attention and feed-forward do not know where
-the norm is applied.
+the norm is applied, and attention's two steps leave room to rotate queries and keys between them. `make_layer` is the
+one place that chooses a layer.
 """
 
 import math
@@ -122,12 +123,21 @@ class Attention(nn.Module):
 
     def forward(self, queries: QueryStates, hidden: HiddenStates, bias: AttentionBiasValues) -> QueryStates:
         """Let ``queries`` look at ``hidden``; returns one state for each query."""
-        mixed = F.scaled_dot_product_attention(
+        query, key, value = self.project(queries, hidden)
+        return self.mix(query, key, value, bias=bias)
+
+    def project(self, queries: QueryStates, hidden: HiddenStates) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values: each (rows, heads, queries or tokens, width / heads)."""
+        return (
             self._split(self.query(queries)),
             self._split(self.key(hidden)),
             self._split(self.value(hidden)),
-            attn_mask=bias,
-            dropout_p=self.dropout_share if self.training else 0.0,
+        )
+
+    def mix(self, query: Tensor, key: Tensor, value: Tensor, *, bias: AttentionBiasValues) -> QueryStates:
+        """Mix the values by how well keys answer queries; takes what `project` returns."""
+        mixed = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=bias, dropout_p=self.dropout_share if self.training else 0.0
         )
         output: Tensor = self.output(mixed.transpose(1, 2).flatten(2))
         return output
@@ -184,6 +194,34 @@ class EncoderLayer(nn.Module):
         middle = self.attention.norm(queries + self.attention_output_dropout(attended))
         output: Tensor = self.ffn.norm(middle + self.dropout(self.ffn(middle)))
         return output
+
+
+def make_layer(config: EncoderConfig, index: int) -> EncoderLayer:
+    """The layer that stands at one place of an encoder: the only choice of a layer's class.
+
+    Args:
+        config: Facts of the backbone.
+        index: Absolute layer index, counted from 0. All layers of the encoders here are alike; those of others are
+            not (ModernBERT's first has no norm before its attention, and every third looks at the whole text).
+    """
+    del index
+    return EncoderLayer(config)
+
+
+class EncoderStack(nn.Module):
+    """Embeddings, what layers share, and the lowest layers: what a trunk and a fully tuned model have in common.
+
+    Attributes:
+        depth: How many layers it has.
+    """
+
+    def __init__(self, config: EncoderConfig, *, depth: int) -> None:
+        """Make the modules; values must be loaded."""
+        super().__init__()
+        self.depth = depth
+        self.embeddings = Embeddings(config)
+        self.shared = AttentionBias(config)
+        self.layers = nn.ModuleList(make_layer(config, index) for index in range(depth))
 
 
 def build_empty(make: Callable[[], ModuleT]) -> ModuleT:

@@ -26,7 +26,8 @@ def answer(logits: np.ndarray, branch: BranchSpec, positions: np.ndarray | None 
     Args:
         logits: (n_outputs,) float32; for tagging (words, n_labels), one line for each word that has a position.
         branch: Labels, calibration, mean and spread of the score.
-        positions: Tagging: (words,) index of each word's first token, -1 where it has none; such a word is "O".
+        positions: Tagging: (words,) index of each word's first token; -1 where it has none, such a word is "O"; -2
+            where it begins inside the token of the word before, and continues that one.
 
     Raises:
         NonFiniteError: A logit is NaN or infinite.

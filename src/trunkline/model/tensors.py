@@ -1,6 +1,6 @@
 """Tensors as bytes: safetensors in, safetensors out, everything in numpy. No torch here."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -24,18 +24,20 @@ NUMPY_DTYPES: Mapping[str, str] = {
 }
 
 
-def read_tensors(content: bytes, subject: str) -> dict[str, np.ndarray]:
+def read_tensors(content: bytes, subject: str, *, wanted: Callable[[str], bool] | None = None) -> dict[str, np.ndarray]:
     """Decode a safetensors file.
 
     Args:
         content: The whole file.
         subject: What the message is about, for example ``"checkpoint 'minilm'"``.
+        wanted: Tells by its name whether a tensor is decoded; None decodes all. What is not wanted may have any dtype.
 
     Returns:
         Name -> array; every floating dtype comes back as float32, integers and booleans as they are.
 
     Raises:
-        CheckpointError: The bytes are truncated or malformed, or hold a dtype that cannot be read.
+        CheckpointError: The bytes are truncated or malformed, or a wanted tensor has a dtype that cannot be read or
+            values beyond float32.
     """
     from safetensors import SafetensorError, deserialize
 
@@ -45,7 +47,7 @@ def read_tensors(content: bytes, subject: str) -> dict[str, np.ndarray]:
         raise CheckpointError(
             f"{subject}: not a whole safetensors file ({error}); fetch or write the file again"
         ) from error
-    return {name: _array(name, entry, subject) for name, entry in entries}
+    return {name: _array(name, entry, subject) for name, entry in entries if wanted is None or wanted(name)}
 
 
 def write_tensors(tensors: Mapping[str, np.ndarray]) -> bytes:
@@ -121,7 +123,20 @@ def _array(name: str, entry: Mapping[str, object], subject: str) -> np.ndarray:
     if dtype == BFLOAT16:
         # bfloat16 is the upper half of a float32.
         return (array.astype(np.uint32) << 16).view(np.float32)
-    return array.astype(np.float32, copy=False) if array.dtype.kind == "f" else array
+    return _float32(name, array, subject) if array.dtype.kind == "f" else array
+
+
+def _float32(name: str, array: np.ndarray, subject: str) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        converted = array.astype(np.float32, copy=False)
+    if array.dtype.itemsize > converted.dtype.itemsize:
+        n_beyond = int(np.count_nonzero(np.isfinite(array) & ~np.isfinite(converted)))
+        if n_beyond:
+            raise CheckpointError(
+                f"{subject}: tensor {name!r} holds {n_beyond} float64 values beyond the range of float32; weights are "
+                "used in float32; use a checkpoint whose weights fit"
+            )
+    return converted
 
 
 def _all_finite(array: np.ndarray) -> bool:

@@ -3,28 +3,15 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from torch import nn
 
 from trunkline.core.errors import SpecError
 from trunkline.model.config import EncoderConfig
-from trunkline.model.encoder import AttentionBias, Embeddings, EncoderLayer, build_empty, load_parameters
+from trunkline.model.encoder import AttentionBias, EncoderStack, build_empty, load_parameters
 from trunkline.model.shapes import HiddenStates, Mask, RowIds
 
 
-class Trunk(nn.Module):
-    """Frozen lower part of a backbone; never in training mode, so its dropout never acts.
-
-    Attributes:
-        depth: How many layers it has.
-    """
-
-    def __init__(self, config: EncoderConfig, *, depth: int) -> None:
-        """Make the modules; use `Trunk.build`, which also loads them."""
-        super().__init__()
-        self.depth = depth
-        self.embeddings = Embeddings(config)
-        self.shared = AttentionBias(config)
-        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(depth))
+class Trunk(EncoderStack):
+    """Frozen lower part of a backbone; never in training mode, so its dropout never acts. Made by `Trunk.build`."""
 
     @classmethod
     def build(cls, config: EncoderConfig, tensors: Mapping[str, np.ndarray], *, depth: int) -> "Trunk":

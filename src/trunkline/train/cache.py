@@ -222,7 +222,7 @@ class ActivationCache:
         missing = {key: row for key, row in zip(keys, rows, strict=True) if key not in known}
         if missing:
             started = time.perf_counter()
-            store.append(self._compute(trunk, missing, exit_layer=exit_layer, pad_id=backbone.config.pad_id))
+            store.append(self._compute(trunk, missing, exit_layer=exit_layer, pad_id=backbone.tokenizer.pad_id))
             self.seconds += time.perf_counter() - started
         return store.view(keys)
 

@@ -24,7 +24,8 @@ class Split:
     Attributes:
         examples: As read.
         rows: As encoded, in the same order.
-        positions: Tagging: for each row the index of each word's first sub-token, -1 where it was cut away.
+        positions: Tagging: for each row the index of each word's first sub-token; -1 where it was cut away, -2 where
+            it begins inside the token of the word before, whose target then stands for both.
         targets: One array a row: int64 class index (), float32 labels (labels,), float32 standardized score (),
             or int64 tag indices (words that have a position,).
     """
@@ -37,6 +38,18 @@ class Split:
     def __len__(self) -> int:
         """Number of rows."""
         return len(self.rows)
+
+    def labelled(self) -> "Split":
+        """Its rows that have a label."""
+        kept = [i for i, example in enumerate(self.examples) if example.target is not None]
+        if len(kept) == len(self):
+            return self
+        return Split(
+            examples=tuple(self.examples[i] for i in kept),
+            rows=tuple(self.rows[i] for i in kept),
+            positions=None if self.positions is None else tuple(self.positions[i] for i in kept),
+            targets=tuple(self.targets[i] for i in kept),
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

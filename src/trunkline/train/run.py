@@ -16,7 +16,6 @@ from typing import Protocol
 
 import msgspec
 import numpy as np
-import torch
 from accelerate import Accelerator
 from torch import nn
 
@@ -28,7 +27,7 @@ from trunkline.core.specs import BranchSpec, Provenance
 from trunkline.model.backbone import Backbone
 from trunkline.model.branch import Branch, FullModel
 from trunkline.model.golden_run import golden_logits
-from trunkline.model.heads import Head
+from trunkline.model.heads import start_at_frequencies
 from trunkline.model.score import answer, score_predictions
 from trunkline.model.trunk import Trunk
 from trunkline.train.cache import ActivationCache
@@ -37,9 +36,6 @@ from trunkline.train.ledger import Ledger
 from trunkline.train.loop import CachedSource, Fitted, Lesson, Source, TokenSource, fit, predict_logits
 from trunkline.train.prepare import PreparedTask, Split
 from trunkline.train.spec import CacheDtype, Precision, RunRecord, RunSpec
-
-MIN_SHARE = 1e-3
-"""No label begins rarer than this, or as good as always."""
 
 
 class Reporter(Protocol):
@@ -177,7 +173,7 @@ def _run(
     draft = draft_branch(bench, task, spec)
     model = _build_model(bench, task, spec, start)
     # Without a teacher a row without a label teaches nothing, and a step on such rows is a step of decay alone.
-    rows = task.fit if spec.arm == "student" else labelled(task.fit)
+    rows = task.fit if spec.arm == "student" else task.fit.labelled()
     if not start.head:
         names = ", ".join(f"head.{name}" for name, _ in model.head.named_parameters())
         bench.reporter.note(f"task {spec.task!r}: new head: {names}")
@@ -235,39 +231,11 @@ def _run(
     return record
 
 
-def labelled(split: Split) -> Split:
-    """The rows of a split that have a label."""
-    kept = [i for i, example in enumerate(split.examples) if example.target is not None]
-    if len(kept) == len(split):
-        return split
-    return Split(
-        examples=tuple(split.examples[i] for i in kept),
-        rows=tuple(split.rows[i] for i in kept),
-        positions=None if split.positions is None else tuple(split.positions[i] for i in kept),
-        targets=tuple(split.targets[i] for i in kept),
-    )
-
-
-def start_at_frequencies(head: Head, targets: Sequence[np.ndarray]) -> None:
-    """Let a new multi-label head begin with each label's share of the rows (Lin et al. 2017, section 3.3).
-
-    Where all labels begin at one half and most are rare, the first steps push every logit down together, and the
-    layers under the head may never recover: GoEmotions ended at 0 points at rates that do well from here.
-
-    Args:
-        head: A new one; its output bias is set.
-        targets: One array a row: (labels,) float32 of 0 and 1.
-    """
-    shares = np.mean(targets, axis=0).clip(MIN_SHARE, 1 - MIN_SHARE)
-    with torch.no_grad():
-        head.output.bias.copy_(torch.from_numpy(np.log(shares / (1 - shares))))
-
-
 def source_of(bench: Workbench, split: Split, spec: RunSpec, *, dtype: CacheDtype) -> Source:
     """Inputs of a split for the arm of a run: token ids for ``full``, else cached activations at its exit."""
     device = bench.accelerator.device
     if spec.arm == "full":
-        return TokenSource(split.rows, bench.backbone.config.pad_id, device)
+        return TokenSource(split.rows, bench.backbone.tokenizer.pad_id, device)
     rows = bench.cache.rows(bench.trunk, bench.backbone, split.rows, exit_layer=spec.exit_layer, dtype=dtype)
     return CachedSource(rows, bench.trunk.bias, device)
 
@@ -334,7 +302,7 @@ def draft_branch(bench: Workbench, task: PreparedTask, spec: RunSpec) -> BranchS
             backbone=bench.backbone.name,
             run_id=spec.run_id,
             seed=spec.seed,
-            train_rows=len(task.fit if spec.arm == "student" else labelled(task.fit)),
+            train_rows=len(task.fit if spec.arm == "student" else task.fit.labelled()),
             train_digest=task.data_digest,
             selection_metric=0.0,
             label_teacher=spec.label_teacher,

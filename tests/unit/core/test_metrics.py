@@ -51,8 +51,11 @@ def test_macro_f1_counts_reference_labels_that_the_branch_does_not_know() -> Non
     assert points == pytest.approx(100 * (1 + 2 / 3 + 0) / 3)
 
 
-def test_matthews_of_constant_predictions_is_zero() -> None:
-    assert classification_metric("matthews", ["a", "a"], ["a", "b"], labels=LABELS) == 0
+@pytest.mark.parametrize(
+    ("predictions", "references"), [("aa", "ab"), ("ab", "aa"), ("aa", "aa"), ("aa", "bb"), ("a", "a")]
+)
+def test_matthews_is_zero_where_either_side_is_constant(predictions: str, references: str) -> None:
+    assert classification_metric("matthews", list(predictions), list(references), labels=LABELS) == 0
 
 
 @pytest.mark.parametrize(

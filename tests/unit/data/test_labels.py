@@ -43,7 +43,9 @@ def test_tags_of_the_task_file_stay_as_they_are() -> None:
     assert listed_labels(_task(kind="tagging", labels=("B-x", "I-x", "O"))) == ("B-x", "I-x", "O")
 
 
-@pytest.mark.parametrize("labels", [("B-x", "I-x"), ("O", "I-x"), ("O", "B-x", "person")])
+@pytest.mark.parametrize(
+    "labels", [("B-x", "I-x"), ("O", "I-x"), ("O", "B-x", "person"), ("O", "B-"), ("O", "B- x"), ("B-", "I-")]
+)
 def test_tags_of_the_task_file_that_make_no_set_are_refused(labels: tuple[str, ...]) -> None:
     with pytest.raises(SpecError, match=r"task 'sample': labels"):
         listed_labels(_task(kind="tagging", labels=labels))

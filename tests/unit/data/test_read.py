@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,17 @@ def test_a_whole_number_is_taken_as_a_class_name(tmp_path: Path) -> None:
     assert read_part(_task(_write(tmp_path, {"text": "a", "label": 3})), "train")[0].target == "3"
 
 
+def test_whole_numbers_are_taken_as_the_class_names_of_a_row(tmp_path: Path) -> None:
+    path = _write(tmp_path, {"text": "a", "labels": [1, 2, "x"]})
+    assert read_part(_task(path, kind="multilabel"), "train")[0].target == ("1", "2", "x")
+
+
+def test_lists_of_whole_numbers_in_parquet_are_class_names(tmp_path: Path) -> None:
+    path = tmp_path / "train.parquet"
+    parquet.write_table(pa.table({"text": ["a", "b"], "labels": [[1, 2], []]}), path)
+    assert [row.target for row in read_part(_task(path, kind="multilabel"), "train")] == [("1", "2"), ()]
+
+
 def test_blank_lines_count_but_are_no_rows(tmp_path: Path) -> None:
     path = _write(tmp_path, {"text": "a", "label": "x"}, "", "{")
     with pytest.raises(DataError, match="line 3: not valid JSON"):
@@ -107,6 +119,45 @@ def test_parquet_rows_are_named_by_number(tmp_path: Path) -> None:
         read_part(_task(path), "train")
 
 
+@pytest.mark.parametrize("names", [["text", "lable"], ["text", "zzz", "lable"]])
+def test_a_column_that_parquet_lacks_is_named_with_the_nearest_of_all_columns(tmp_path: Path, names: list[str]) -> None:
+    path = tmp_path / "train.parquet"
+    parquet.write_table(pa.table([["a"]] * len(names), names=names), path)
+    with pytest.raises(DataError, match=r"train.parquet: has no column 'label'; did you mean 'lable'\?"):
+        read_part(_task(path), "train")
+
+
+def test_a_wanted_column_that_parquet_has_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "train.parquet"
+    parquet.write_table(pa.table([["a"], ["x"], ["y"]], names=["text", "label", "label"]), path)
+    with pytest.raises(DataError, match="the schema names column 'label' 2 times; rename all but one"):
+        read_part(_task(path), "train")
+
+
+def test_a_column_that_nobody_reads_may_stand_twice(tmp_path: Path) -> None:
+    path = tmp_path / "train.parquet"
+    parquet.write_table(pa.table([["a"], ["x"], ["n"], ["m"]], names=["text", "label", "note", "note"]), path)
+    table = _write(tmp_path, "note,text,label,note", "n,a,x,m", name="train.csv")
+    for source in (path, table):
+        assert read_part(_task(source), "train") == [Example(text="a", target="x")]
+
+
+def test_a_parquet_string_that_is_not_utf8_is_refused_with_its_row(tmp_path: Path) -> None:
+    path = tmp_path / "train.parquet"
+    texts = pa.Array.from_buffers(pa.string(), 3, pa.array([b"a", b"b", b"caf\xe9"]).buffers())
+    parquet.write_table(pa.table({"text": texts, "label": ["x"] * 3}), path)
+    with pytest.raises(DataError, match=r"train.parquet row 3: a string is not UTF-8 .*; write the file again"):
+        read_part(_task(path), "train")
+
+
+@pytest.mark.parametrize("name", ["train.csv", "train.tsv"])
+def test_a_cell_may_be_longer_than_the_csv_modules_default(tmp_path: Path, name: str) -> None:
+    text = "ab " * 60_000 + "c"
+    separator = "," if name.endswith("csv") else "\t"
+    path = _write(tmp_path, f"text{separator}label", f"{text}{separator}x", name=name)
+    assert read_part(_task(path), "train") == [Example(text=text, target="x")]
+
+
 GOOD = {"text": "fine", "label": "x"}
 
 
@@ -129,7 +180,11 @@ def test_a_train_row_may_have_a_null_label_and_a_dev_row_may_not(tmp_path: Path)
         ({"text": 5, "label": "x"}, "'text' is a number, not a string"),
         ({"text": " \n", "label": "x"}, "'text' is empty"),
         ({"text": None, "label": "x"}, "'text' is null"),
-        ({"text": "a", "label": ""}, "'label' is empty"),
+        ({"text": "a", "label": ""}, r"'label' is empty or blank \(''\)"),
+        ({"text": "a", "label": " "}, r"'label' is empty or blank \(' '\)"),
+        ({"text": "a", "label": " x"}, "'label' is ' x'; labels have no white space around them"),
+        ('{"text": "a", "label": "x", "text": "b"}', "gives 'text' twice"),
+        ('{"text": "a", "label": ' + "[" * 100_000, "not valid JSON"),
         ({"text": "a", "label": True}, "'label' is a boolean, not a class name"),
         ({"text": "a", "label": 1.5}, "'label' is a number, not a class name"),
         ({"text": "a", "label": ["x"]}, "'label' is a list, not a class name"),
@@ -146,13 +201,22 @@ def test_a_bad_row_is_refused_with_file_and_line(tmp_path: Path, row: object, me
     [
         ("regression", {"text": "a", "label": "3.5"}, r"is a string \('3.5'\), not a number"),
         ("regression", {"text": "a", "label": True}, "is a boolean"),
-        ("multilabel", {"text": "a", "labels": "x|y"}, "is a string, not a list of strings"),
-        ("multilabel", {"text": "a", "labels": ["x", 1]}, "holds a number"),
-        ("multilabel", {"text": "a", "labels": ["x", "x"]}, "repeated or empty label"),
+        ("regression", {"text": "a", "label": int("9" * 400)}, "is a whole number beyond 1e308"),
+        ("regression", {"text": "a", "label": [[1]]}, "is a list, not a number"),
+        ("multilabel", {"text": "a", "labels": "x|y"}, "is a string, not a list of labels"),
+        ("multilabel", {"text": "a", "labels": ["x", True]}, "item 1 of 'labels' is a boolean, not a class name"),
+        ("multilabel", {"text": "a", "labels": ["x", 1.5]}, "item 1 of 'labels' is a number, not a class name"),
+        ("multilabel", {"text": "a", "labels": ["x", None]}, "item 1 of 'labels' is null, not a class name"),
+        ("multilabel", {"text": "a", "labels": ["x", "x"]}, "repeated label"),
+        ("multilabel", {"text": "a", "labels": ["1", 1]}, r"repeated label \(1, 1\)"),
+        ("multilabel", {"text": "a", "labels": ["x", ""]}, "item 1 of 'labels' is empty or blank"),
+        ("multilabel", {"text": "a", "labels": ["x", "y "]}, "item 1 of 'labels' is 'y '; labels have no white space"),
         ("tagging", {"tokens": "a b", "tags": ["O", "O"]}, "is a string, not a list"),
         ("tagging", {"tokens": ["a", "b"], "tags": ["O"]}, "2 tokens and 1 tags"),
         ("tagging", {"tokens": [], "tags": []}, "'tokens' is empty"),
-        ("tagging", {"tokens": ["a", ""], "tags": ["O", "O"]}, "token 1 of 'tokens' is an empty string"),
+        ("tagging", {"tokens": ["a", ""], "tags": ["O", "O"]}, r"token 1 of 'tokens' is blank \(''\)"),
+        ("tagging", {"tokens": ["\u3000", "a"], "tags": ["O", "O"]}, r"token 0 of 'tokens' is blank \('\\u3000'\)"),
+        ("tagging", {"tokens": ["a"], "tags": ["B- x"]}, "tag 0 is 'B- x'; IOB2 allows"),
         ("tagging", {"tokens": ["a", "b"], "tags": ["O", "I-x"]}, "tag 1 is 'I-x' after 'O'"),
         ("tagging", {"tokens": ["a", "b"], "tags": ["B-y", "I-x"]}, "tag 1 is 'I-x' after 'B-y'"),
         ("tagging", {"tokens": ["a"], "tags": ["I-x"]}, "tag 0 is 'I-x' after 'O'"),
@@ -177,7 +241,7 @@ def test_a_score_that_is_no_finite_number_is_refused(tmp_path: Path, cell: str) 
     [
         (("text,label", "a,x,y"), "line 2: has 3 fields, the header has 2"),
         (("text,label", '"a\nb",x', "c"), "line 4: has 1 fields"),
-        (("text,text", "a,x"), "line 1: the header names a column twice"),
+        (("text,label,text", "a,x,b"), "line 1: the header names column 'text' 2 times"),
         (("text,label", '"a"b,x'), "line 2: not a valid table"),
         (("text,lable", "a,x"), "line 2: has no column 'label'; did you mean 'lable'"),
     ],
@@ -260,9 +324,15 @@ def test_a_sample_larger_than_train_takes_all_rows(tmp_path: Path) -> None:
     assert len(read_part(_task(_write(tmp_path, GOOD, GOOD), rows=5), "train")) == 2
 
 
-def test_a_sample_without_rows_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match="max_train_rows 0"):
-        read_part(_task(_write(tmp_path, GOOD), rows=0), "train")
+@pytest.mark.parametrize(
+    "row",
+    [
+        '{"text": "label", "label": "text", "note": 1, "note": 2}',
+        '{"text": "label", "label": "text", "more": {"text": 1, "text": 2}, "long": ' + "9" * 4000 + "}",
+    ],
+)
+def test_names_that_stand_twice_but_not_as_wanted_keys_are_left_alone(tmp_path: Path, row: str) -> None:
+    assert read_part(_task(_write(tmp_path, row)), "train") == [Example(text="label", target="text")]
 
 
 def test_dev_is_never_sampled(tmp_path: Path) -> None:
@@ -270,17 +340,61 @@ def test_dev_is_never_sampled(tmp_path: Path) -> None:
     assert len(read_part(_task(path, part="dev", rows=1), "dev")) == 3
 
 
-def test_a_hub_data_set_gives_class_names_for_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Makes data sets that are read as if they lay on the Hub."""
     import datasets
 
     # `datasets` takes a folder of that name before it asks the Hub.
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    names = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
-    made = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [1, 0]}, features=names)
-    (tmp_path / "owner" / "set").mkdir(parents=True)
-    made.to_parquet(str(tmp_path / "owner" / "set" / "train.parquet"))
-    assert [row.target for row in read_part(_task("hub:owner/set:train"), "train")] == ["yes", "no"]
+
+    def make(columns: dict[str, list[Any]], **features: Any) -> str:
+        known = datasets.Features({"text": datasets.Value("string"), **features})
+        (tmp_path / "owner" / "set").mkdir(parents=True)
+        made = datasets.Dataset.from_dict({"text": ["a", "b"], **columns}, features=known)
+        made.to_parquet(str(tmp_path / "owner" / "set" / "train.parquet"))
+        return "hub:owner/set:train"
+
+    return make
+
+
+def test_a_hub_data_set_gives_class_names_for_numbers(hub: Callable[..., str]) -> None:
+    import datasets
+
+    source = hub({"label": [1, 0]}, label=datasets.ClassLabel(names=["no", "yes"]))
+    assert [row.target for row in read_part(_task(source), "train")] == ["yes", "no"]
+
+
+def test_class_minus_one_of_a_hub_data_set_is_no_label(hub: Callable[..., str]) -> None:
+    import datasets
+
+    source = hub({"label": [1, -1]}, label=datasets.ClassLabel(names=["no", "yes"]))
+    assert [row.target for row in read_part(_task(source), "train")] == ["yes", None]
+    with pytest.raises(DataError, match="hub:owner/set:train row 2: 'label' is null"):
+        read_part(_task(None, data=DataSpec(dev=source)), "dev")
+
+
+def test_lists_of_whole_numbers_of_a_hub_data_set_are_class_names(hub: Callable[..., str]) -> None:
+    import datasets
+
+    source = hub({"labels": [[1, 2], []]}, labels=datasets.Sequence(datasets.Value("int64")))
+    assert [row.target for row in read_part(_task(source, kind="multilabel"), "train")] == [("1", "2"), ()]
+
+
+def test_lists_of_classes_of_a_hub_data_set_are_given_their_names(hub: Callable[..., str]) -> None:
+    import datasets
+
+    source = hub({"labels": [[1, 0], []]}, labels=datasets.Sequence(datasets.ClassLabel(names=["no", "yes"])))
+    assert [row.target for row in read_part(_task(source, kind="multilabel"), "train")] == [("yes", "no"), ()]
+
+
+def test_a_column_that_a_hub_data_set_lacks_is_named_with_the_nearest_of_all_columns(hub: Callable[..., str]) -> None:
+    import datasets
+
+    source = hub({"lable": ["x", "y"]}, lable=datasets.Value("string"))
+    with pytest.raises(DataError, match=r"hub:owner/set:train: has no column 'label'; did you mean 'lable'\?"):
+        read_part(_task(source), "train")
 
 
 @pytest.mark.parametrize("source", ["hub:squad", "hub::train", "hub:a/b/c/d:train", "hub:a//b:train"])
@@ -313,6 +427,8 @@ def test_inputs_are_read_without_targets() -> None:
         (b'{"text": "a", "tokens": ["a"]}', "has both text and tokens"),
         (b'{"tokens": "a"}', "is a string, not a list"),
         (b'{"text": "\\ud800"}', "not valid JSON"),
+        (b'{"text": "a", "text": "b"}', "gives 'text' twice"),
+        (b'{"text": ' + b"[" * 100_000, "not valid JSON"),
     ],
 )
 def test_a_bad_input_is_refused_with_its_line(line: bytes, message: str) -> None:

@@ -3,6 +3,7 @@
 import json
 from importlib.util import find_spec
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 import numpy as np
@@ -174,6 +175,63 @@ def test_a_text_that_is_no_encoder_tokenizer_is_refused(text: str, message: str)
         Tokenizer.from_json(text, n_types=2, subject="backbone 'x'")
 
 
+def _library_tokenizer_of(vocabulary: dict[str, int], unknown: str = "[UNK]") -> tokenizers.Tokenizer:
+    tokenizer = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token=unknown))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return tokenizer
+
+
+@pytest.mark.parametrize("lowercase", [True, False])
+def test_a_vocabulary_without_its_own_unknown_token_is_refused(lowercase: bool) -> None:
+    # Otherwise it shows at the first odd character of some text, in the middle of training or of an answer.
+    # Every letter is known, as in a real vocabulary, so that ordinary texts would pass.
+    pieces = dict.fromkeys((*VOCABULARY, *ascii_lowercase, *(f"##{letter}" for letter in ascii_lowercase)))
+    vocabulary = {token: number for number, token in enumerate(pieces)}
+    library = _library_tokenizer_of(vocabulary, unknown="[WHAT]")
+    library.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    with pytest.raises(CheckpointError, match=r"backbone 'x': the tokenizer cannot encode every text \(WordPiece"):
+        Tokenizer.from_json(library.to_str(), n_types=2, subject="backbone 'x'")
+
+
+def test_a_unigram_model_without_an_unknown_token_is_refused() -> None:
+    library = _library_tokenizer()
+    pieces = [(token, -1.0) for token in (*VOCABULARY, "x", "▁x")]
+    library.model = models.Unigram(pieces, unk_id=None)
+    with pytest.raises(CheckpointError, match="the tokenizer cannot encode every text"):
+        Tokenizer.from_json(library.to_str(), n_types=2, subject="backbone 'x'")
+
+
+def test_an_empty_vocabulary_is_refused() -> None:
+    library = _library_tokenizer_of({})
+    with pytest.raises(CheckpointError, match="backbone 'x': the tokenizer's vocabulary is empty"):
+        Tokenizer.from_json(library.to_str(), n_types=2, subject="backbone 'x'")
+
+
+def test_a_pair_form_without_special_tokens_is_refused() -> None:
+    library = _library_tokenizer()
+    library.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="$A $B:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    with pytest.raises(CheckpointError, match="adds no special tokens to a pair"):
+        Tokenizer.from_json(library.to_str(), n_types=2, subject="backbone 'x'")
+
+
+def test_ids_of_the_post_processor_count_in_the_size() -> None:
+    library = _library_tokenizer()
+    library.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 70)]
+    )
+    assert Tokenizer.from_json(library.to_str(), n_types=2, subject="x").vocab_size == 71
+
+
+@pytest.mark.parametrize(("n_types", "largest"), [(0, 0), (1, 0), (2, 1), (3, 1)])
+def test_the_largest_type_is_known(n_types: int, largest: int) -> None:
+    assert _tokenizer(n_types).max_type_id == largest
+
+
 def test_broken_unicode_is_refused_by_name() -> None:
     with pytest.raises(DataError, match="half a surrogate pair"):
         _encode("a \ud800")
@@ -205,16 +263,6 @@ def test_words_of_the_first_text_never_point_into_the_second() -> None:
     text, spans = join_words(("a", "b", "c"))
     assert word_positions(_encode(text, "a b c a b c", max_length=8), spans).tolist() == [1, 2, -1]
 
-
-def test_words_that_share_a_token_share_its_position() -> None:
-    row = Encoded(
-        token_ids=np.array([2, 9, 3], dtype=np.int32),
-        type_ids=np.zeros(3, dtype=np.int32),
-        offsets=np.array([[0, 0], [0, 2], [0, 0]], dtype=np.int32),
-        sequence=np.array([-1, 0, -1], dtype=np.int8),
-        truncated=False,
-    )
-    assert word_positions(row, ((0, 1), (1, 2))).tolist() == [1, 1]
 
 
 def test_a_text_without_tokens_or_words_has_no_positions() -> None:

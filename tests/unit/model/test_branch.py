@@ -10,7 +10,8 @@ from tests.tiny import ARCHITECTURES, tiny_backbone
 from trunkline.core.errors import CheckpointError, SpecError
 from trunkline.core.specs import Kind, Pooling
 from trunkline.model.branch import Branch, FullModel
-from trunkline.model.config import Architecture, trunk_tensor_shapes
+from trunkline.model.config import Architecture, EncoderConfig, trunk_tensor_shapes
+from trunkline.model.encoder import EncoderLayer
 from trunkline.model.tensors import read_tensors, write_tensors
 from trunkline.model.trunk import Trunk
 
@@ -177,8 +178,12 @@ def test_every_layer_of_a_branch_runs_once_for_a_batch() -> None:
 
 def test_all_parameters_of_a_branch_learn() -> None:
     branch = loaded_branch()
-    branch(torch.randn(3, 9, 16), torch.zeros(3, 1, 1, 9), MASK).square().sum().backward()
-    assert all(parameter.grad is not None for parameter in branch.parameters())
+    hidden = torch.randn(3, 9, 16, generator=torch.Generator().manual_seed(2))
+    branch(hidden, torch.zeros(3, 1, 1, 9), MASK).square().sum().backward()
+    gradients = {name: parameter.grad for name, parameter in branch.named_parameters()}
+    # A bias of the keys adds the same to all scores of a query, which softmax takes out again.
+    gradients = {name: grad for name, grad in gradients.items() if not name.endswith("attention.key.bias")}
+    assert [name for name, grad in gradients.items() if grad is None or not grad.any()] == []
 
 
 def test_the_full_model_has_the_backbones_tensors_and_a_head() -> None:
@@ -191,3 +196,18 @@ def test_the_full_model_refuses_missing_tensors() -> None:
     tensors = {name: array for name, array in BACKBONE.tensors.items() if name != "embeddings.norm.bias"}
     with pytest.raises(CheckpointError, match=r"full model: 1 of \d+ tensors are missing \(embeddings\.norm\.bias\)"):
         FullModel.build(BACKBONE.config, tensors, kind="tagging", pooling="cls", n_outputs=3, seed=0)
+
+
+def test_trunk_branch_and_full_model_take_their_layers_from_one_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def spy(config: EncoderConfig, index: int) -> torch.nn.Module:
+        asked.append(index)
+        return EncoderLayer(config)
+
+    monkeypatch.setattr("trunkline.model.encoder.make_layer", spy)
+    monkeypatch.setattr("trunkline.model.branch.make_layer", spy)
+    Trunk.build(BACKBONE.config, BACKBONE.tensors, depth=2)
+    branch_of(exit_layer=2, own_layers=2)
+    FullModel.build(BACKBONE.config, BACKBONE.tensors, kind="tagging", pooling="cls", n_outputs=3, seed=0)
+    assert asked == [0, 1, 2, 3, 0, 1, 2, 3]

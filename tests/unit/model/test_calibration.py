@@ -95,6 +95,26 @@ def test_rows_with_labels_that_the_branch_lacks_are_left_out() -> None:
     assert with_strange == fit_calibration(INTENT, logits, examples)
 
 
+def test_a_row_without_a_target_is_no_row_without_labels() -> None:
+    logits, examples = drawn(TOPICS, 2.0)
+    unlabelled = [np.array([50.0, 50.0, 50.0])] * 50
+    with_unlabelled = fit_calibration(TOPICS, [*logits, *unlabelled], [*examples, *rows([None] * 50)])
+    assert with_unlabelled == fit_calibration(TOPICS, logits, examples)
+    without_labels = fit_calibration(TOPICS, [*logits, *unlabelled], [*examples, *rows([()] * 50)])
+    assert without_labels != with_unlabelled
+
+
+def test_rows_without_any_target_are_refused() -> None:
+    with pytest.raises(DataError, match="none of 2 rows has a label that the branch knows; at least one is needed"):
+        fit_calibration(TOPICS, [np.zeros(3)] * 2, rows([None, None]))
+
+
+def test_extreme_logits_are_calibrated_without_a_warning() -> None:
+    logits = [np.array([-1e4, 1e4, -1e4]), np.array([1e4, -1e4, 1e4])]
+    fitted = fit_calibration(TOPICS, logits, rows([("news",), ("food", "travel")]))
+    assert fitted.thresholds == (0.5, 0.5, 0.5)
+
+
 def test_rows_without_any_known_label_are_refused() -> None:
     with pytest.raises(DataError, match="none of 2 rows has a label that the branch knows"):
         fit_calibration(INTENT, [np.zeros(3)] * 2, rows(["unheard", None]))

@@ -9,6 +9,7 @@ import pytest
 from tests.tiny import tiny_backbone
 from trunkline.core.errors import CheckpointError
 from trunkline.model.chain import trunk_chain
+from trunkline.model.config import EncoderConfig
 
 BACKBONE = tiny_backbone("mpnet")
 CONFIG, TENSORS, TOKENIZER = BACKBONE.config, dict(BACKBONE.tensors), BACKBONE.tokenizer.json
@@ -55,6 +56,17 @@ def test_a_fact_that_layers_depend_on_changes_every_value(change: dict[str, Any]
 @pytest.mark.parametrize("change", [{"n_layers": 9}, {"hidden_dropout": 0.0}, {"attention_dropout": 0.5}])
 def test_a_fact_that_frozen_layers_do_not_depend_on_changes_nothing(change: dict[str, Any]) -> None:
     assert trunk_chain(msgspec.structs.replace(CONFIG, **change), TENSORS, TOKENIZER, depth=4) == BACKBONE.chain
+
+
+class LaterConfig(EncoderConfig, frozen=True, kw_only=True):
+    """What a later version may look like."""
+
+    rotary_base: float | None = None
+
+
+def test_a_field_that_is_added_later_keeps_the_chain_of_trunks_that_do_not_use_it() -> None:
+    later = LaterConfig(**msgspec.structs.asdict(CONFIG))
+    assert trunk_chain(later, TENSORS, TOKENIZER, depth=4) == BACKBONE.chain
 
 
 def test_the_order_of_tensors_and_their_memory_layout_change_nothing() -> None:

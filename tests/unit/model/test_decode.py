@@ -151,6 +151,34 @@ def test_a_word_without_a_token_is_outside_and_ends_a_span() -> None:
     assert word_tags(logits, TAGS, np.array([1, 2, 3, -1, 4])) == ["O", "O", "B-city", "O", "O"]
 
 
+def test_a_word_inside_the_token_before_goes_on_as_that_word_does() -> None:
+    logits = tag_logits("O", "B-city", "I-city", "O")
+    places = np.array([1, -2, 2, -2, -2, 3, 4, -2])
+    tags = ["O", "O", "B-city", "I-city", "I-city", "I-city", "O", "O"]
+    assert word_tags(logits, TAGS, places) == tags
+
+
+def test_a_word_inside_the_token_before_does_not_break_the_sequence() -> None:
+    # Alone, as behind a word without a token, the second line would begin nothing.
+    logits = tag_logits("B-city", "I-city")
+    assert word_tags(logits, TAGS, np.array([1, -2, 2])) == ["B-city", "I-city", "I-city"]
+    assert word_tags(logits, TAGS, np.array([1, -2, -1, 2])) == ["B-city", "I-city", "O", "O"]
+
+
+def test_a_span_over_words_that_share_a_token_is_whole() -> None:
+    example = Example("去北京大学吧", word_spans=((0, 1), (1, 2), (2, 3), (3, 4), (4, 5), (5, 6)))
+    logits = tag_logits("O", "B-city", "I-city", "O")
+    answer = decode(logits, tagger(), example, np.array([1, 2, -2, 3, -2, 4]))
+    assert isinstance(answer, SpansPrediction)
+    assert [(span.start, span.end, span.text) for span in answer.spans] == [(1, 5, "北京大学")]
+    assert answer.spans[0].confidence == pytest.approx(probabilities(logits, tagger())[1, 1])
+
+
+def test_a_word_that_continues_takes_the_type_even_if_the_labels_have_no_inside_tag() -> None:
+    logits = np.array([[0.0, 5.0]], dtype=np.float32)
+    assert word_tags(logits, ("O", "B-x"), np.array([1, -2])) == ["B-x", "I-x"]
+
+
 def test_words_that_were_cut_away_have_no_spans() -> None:
     answer = decode(tag_logits("O", "O", "B-city"), tagger(), EXAMPLE, np.array([1, 2, 3, -1, -1]))
     assert isinstance(answer, SpansPrediction)

@@ -13,6 +13,7 @@ from trunkline.model.encoder import (
     EncoderLayer,
     build_empty,
     load_parameters,
+    make_layer,
     parameter_arrays,
 )
 
@@ -140,3 +141,26 @@ def test_attention_dropout_keeps_the_expected_value(mask: torch.Tensor) -> None:
         mean = torch.stack([attention(hidden, hidden, bias) for _ in range(3000)]).mean(dim=0)
         expected = attention.eval()(hidden, hidden, bias)
     torch.testing.assert_close(mean, expected, rtol=0, atol=0.05)
+
+
+def test_projecting_and_mixing_are_the_two_steps_of_attention(mask: torch.Tensor) -> None:
+    attention = layer_of().eval().attention
+    bias = AttentionBias(tiny_config())(mask)
+    query, key, value = attention.project(hidden_of(), hidden_of(1))
+    assert query.shape == key.shape == value.shape == (3, 2, 7, 8)
+    assert torch.equal(attention.mix(query, key, value, bias=bias), attention(hidden_of(), hidden_of(1), bias))
+
+
+def test_a_rotation_between_the_two_steps_changes_the_scores_and_not_the_values(mask: torch.Tensor) -> None:
+    # Queries and keys turned alike give the same scores: what a rotary layer relies on.
+    attention = layer_of().eval().attention
+    bias = AttentionBias(tiny_config())(mask)
+    query, key, value = attention.project(hidden_of(), hidden_of())
+    turned, plain = (query.roll(1, -1), key.roll(1, -1)), attention.mix(query, key, value, bias=bias)
+    torch.testing.assert_close(attention.mix(*turned, value, bias=bias), plain, rtol=0, atol=1e-5)
+    assert not torch.allclose(attention.mix(turned[0], key, value, bias=bias), plain, atol=1e-3)
+
+
+def test_every_place_of_an_encoder_has_the_same_layer() -> None:
+    config = tiny_config()
+    assert {type(build_empty(lambda index=index: make_layer(config, index))) for index in range(4)} == {EncoderLayer}

@@ -39,6 +39,12 @@ def test_a_word_without_a_token_is_outside() -> None:
     assert answer(logits, branch, np.array([1, 2, -1])) == ("B-city", "I-city", "O")
 
 
+def test_a_word_inside_the_token_before_continues_its_span() -> None:
+    branch = branch_spec("slots", backbone_of())
+    logits = np.float32([[0, 5, 0], [5, 0, 0]])
+    assert answer(logits, branch, np.array([1, -2, 2, -2])) == ("B-city", "I-city", "O", "O")
+
+
 def test_tags_that_no_span_can_have_are_not_answered() -> None:
     branch = branch_spec("slots", backbone_of())
     tags = answer(np.float32([[5, 0, 4], [0, 1, 5]]), branch, np.array([1, 2]))

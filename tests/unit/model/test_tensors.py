@@ -102,3 +102,24 @@ def test_quantized_weights_are_refused() -> None:
 def test_tensors_that_are_not_named_are_left_out() -> None:
     tensors = {"a": np.zeros(2, dtype=np.float32), "b": np.zeros(2, dtype=np.float32)}
     assert set(check_tensors(tensors, {"a": (2,)}, "head")) == {"a"}
+
+
+def test_what_is_not_wanted_is_not_decoded() -> None:
+    content = safetensors_bytes("F8_E4M3", [1], b"\x00")
+    assert read_tensors(content, "weights", wanted=lambda name: name != "x") == {}
+
+
+def test_wanted_tensors_alone_come_back() -> None:
+    content = write_tensors({"a": np.zeros(2, dtype=np.float32), "b": np.ones(2, dtype=np.float32)})
+    assert set(read_tensors(content, "weights", wanted=lambda name: name == "b")) == {"b"}
+
+
+def test_float64_values_beyond_float32_are_refused_and_counted() -> None:
+    data = np.array([1e300, -1e39, 1.0], dtype="<f8").tobytes()
+    with pytest.raises(CheckpointError, match="tensor 'x' holds 2 float64 values beyond the range of float32"):
+        read_tensors(safetensors_bytes("F64", [3], data), "weights")
+
+
+def test_an_infinite_float64_stays_infinite_for_the_check_of_finite_values() -> None:
+    data = np.array([np.inf], dtype="<f8").tobytes()
+    assert np.isposinf(read_tensors(safetensors_bytes("F64", [1], data), "weights")["x"]).all()

@@ -8,9 +8,8 @@ import pytest
 
 from tests.tiny import tiny_backbone
 from tests.tiny_tasks import TASKS, make_bench, make_task, quick_request
-from trunkline.model.heads import build_head, init_head
+from trunkline.model.heads import build_head, init_head, start_at_frequencies
 from trunkline.train.pipeline import train_task
-from trunkline.train.run import start_at_frequencies
 from trunkline.train.spec import Distillation, Hyperparameters, Preset
 
 HYPER = Hyperparameters(learning_rate=1e-2, head_learning_rate=2e-2, batch_size=8, epochs=6)

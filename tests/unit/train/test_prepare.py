@@ -93,6 +93,17 @@ def test_tags_stand_for_the_words_that_have_a_token(tmp_path: Path) -> None:
     assert task.n_truncated == 2
 
 
+def test_a_word_inside_the_token_before_has_no_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The tokenizer of these tests makes a token of each Chinese character, so the places of another are put in.
+    monkeypatch.setattr("trunkline.train.prepare.word_positions", lambda *_: np.array([1, 2, -2, -1], dtype=np.int32))
+    encoder = _Encoder(TaskSpec(name="t", kind="tagging"), TOKENIZER, ("O", "B-x", "I-x"), 0.0, 1.0)
+    spans = ((0, 1), (1, 2), (2, 3), (3, 4))
+    example = Example(text="去北京吧", target=("O", "B-x", "I-x", "O"), word_spans=spans)
+    assert encoder.split([example]).targets[0].tolist() == [0, 1]
+    unlabelled = Example(text="去北京吧", word_spans=spans)
+    assert encoder.split([unlabelled]).targets[0].tolist() == [NO_LABEL] * 2
+
+
 def unlabelled(kind: Any, *, labels: tuple[str, ...] = ("a", "b"), example: Example | None = None) -> Any:
     encoder = _Encoder(TaskSpec(name="t", kind=kind), TOKENIZER, labels, 1.0, 2.0)
     return encoder.split([example or Example(text="play a song")]).targets[0]
