@@ -10,8 +10,11 @@ import msgspec
 
 from benchmarks.harness import RESULTS, ROOT
 
-PAGES = (ROOT / "docs" / "benchmarks" / "first-light.md", ROOT / "README.md")
-TABLE_START, TABLE_END = "<!-- table: first-light -->", "<!-- end of table -->"
+PAGE = ROOT / "docs" / "benchmarks" / "first-light.md"
+PAGES = (PAGE, ROOT / "README.md")
+TABLE = ("<!-- table: first-light -->", "<!-- end of table -->")
+SEEDS = 3
+PROTOCOL = ("<!-- protocol: first-light -->", "<!-- end of protocol -->")
 
 
 def write_page(path: Path) -> None:
@@ -22,11 +25,12 @@ def write_page(path: Path) -> None:
     draw(result, path.with_suffix(".png"))
     if path.resolve() == (RESULTS / "first-light.json").resolve():
         for page in PAGES:
-            replace_table(page, table)
+            replace_between(page, TABLE, table)
+        replace_between(PAGE, PROTOCOL, markdown_protocol(result))
 
 
 def markdown_table(result: dict[str, Any]) -> str:
-    """One line a task: mean ± spread (maximum) of each arm on dev, in points.
+    """One line a task: mean ± spread (maximum) of each arm on dev, in points; below them what measured it.
 
     Beside the dev rows of an accuracy stands the half-width of its 95% interval (normal approximation).
     """
@@ -51,15 +55,58 @@ def markdown_table(result: dict[str, Any]) -> str:
         f"**{f['student3_average']:.1f}** | | | **{f['merged_average']:.1f}** "
         f"({f['layer_cost']:g} of {f['single_task_layers']:g} layers) | |"
     )
+    machine = result["machine"]
+    lines += [
+        "",
+        (
+            f"`{result['command']}` at commit {result['commit'][:10]}, {result['started_at'][:10]}, on "
+            f"{machine['n_cpus']} cores ({machine['cpu']}; no GPU)."
+        ),
+    ]
     return "\n".join(lines)
 
 
-def replace_table(page: Path, table: str) -> None:
-    """Put a table between the page's marks; everything else stays."""
+def markdown_protocol(result: dict[str, Any]) -> str:
+    """What was run, as the result says it: rows, seeds, trials and the control of the cache's dtype."""
+    protocol, tasks = result["details"]["protocol"], result["details"]["tasks"]
+    rows = ", ".join(f"{row['task']} {row['full']['n_train_rows']}" for row in tasks)
+    fewer = [f"{row['task']} {len(row['set']['seeds'])}" for row in tasks if len(row["set"]["seeds"]) < SEEDS]
+    chosen = ", ".join(
+        f"{row['task']} {row['full']['learning_rate']:g} / {row['partial']['learning_rate']:g}" for row in tasks
+    )
+    control = "; ".join(
+        f"{each['task']} {_mean(each['bfloat16'])} from bfloat16, {_mean(each['float32'])} from float32"
+        for each in result["details"]["cache_dtype"]
+    )
+    return "\n".join(
+        (
+            (
+                f"- Rows that a run learned from, after {protocol['selection'].split(';')[0]} were set aside to choose "
+                f"on: {rows}. They are a seeded sample of the official train part; the dev part is whole."
+            ),
+            f"- Seeds: {SEEDS}" + (f" ({', '.join(fewer)})." if fewer else "."),
+            (
+                f"- Every run has {protocol['epochs']} epochs. Each arm had two trials on the first seed: full "
+                f"fine-tuning at {_trials(protocol['full_trials'])}; partial fine-tuning at {_trials(protocol['partial_trials'])}. "
+                "The better one on the selection rows was run on the other seeds; students are taught at its rate. "
+                "Dev was only reported on."
+            ),
+            f"- Rates that won, full / partial: {chosen}.",
+            (
+                f"- The same partial fine-tunings from a cache in bfloat16, the default, and in float32, mean on dev: "
+                f"{control}."
+            ),
+        )
+    )
+
+
+def replace_between(page: Path, marks: tuple[str, str], content: str) -> None:
+    """Put a text between two marks of a page; everything else stays."""
+    start, end = marks
     text = page.read_text(encoding="utf-8")
-    before, rest = text.split(TABLE_START, 1)
-    after = rest.split(TABLE_END, 1)[1]
-    page.write_text(f"{before}{TABLE_START}\n{table}\n{TABLE_END}{after}", encoding="utf-8")
+    before, rest = text.split(start, 1)
+    after = rest.split(end, 1)[1]
+    page.write_text(f"{before}{start}\n{content}\n{end}{after}", encoding="utf-8")
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
@@ -90,6 +137,14 @@ def draw(result: dict[str, Any], path: Path) -> None:
     axes.legend(ncols=5, fontsize=8, loc="lower center")
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def _trials(trials: Sequence[tuple[int, float]]) -> str:
+    return ", ".join(f"{layers} layers and {rate:g}" for layers, rate in trials)
+
+
+def _mean(points: Sequence[float]) -> str:
+    return f"{fmean(points):.1f}"
 
 
 def _seconds(summary: dict[str, Any]) -> float:
