@@ -87,7 +87,8 @@ def markdown_protocol(result: dict[str, Any]) -> str:
             f"- Seeds: {SEEDS}" + (f" ({', '.join(fewer)})." if fewer else "."),
             (
                 f"- Every run has {protocol['epochs']} epochs. Each arm had two trials on the first seed: full "
-                f"fine-tuning at {_trials(protocol['full_trials'])}; partial fine-tuning at {_trials(protocol['partial_trials'])}. "
+                f"fine-tuning at {_trials(protocol['full_trials'])}; partial fine-tuning at "
+                f"{_trials(protocol['partial_trials'])}. "
                 "The better one on the selection rows was run on the other seeds; students are taught at its rate. "
                 "Dev was only reported on."
             ),
