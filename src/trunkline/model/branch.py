@@ -188,10 +188,10 @@ def run_layers(
     layers: list[nn.Module], head: Head, *, hidden: HiddenStates, bias: AttentionBiasValues, mask: Mask
 ) -> Tensor:
     """Run layers and a head; under a head that reads the first token, the last layer makes only that one."""
-    last_queries = 1 if isinstance(head, ClsHead) else None
+    first_only = isinstance(head, ClsHead)
     for layer in layers[:-1]:
         hidden = layer(hidden, bias)
     for layer in layers[-1:]:
-        hidden = layer(hidden, bias, n_queries=last_queries)
+        hidden = layer(hidden, bias, first_only=first_only)
     logits: Tensor = head(hidden, mask)
     return logits

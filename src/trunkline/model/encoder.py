@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from trunkline.core.errors import SpecError
 from trunkline.model.config import Activation, EncoderConfig
+from trunkline.model.folded import mix_first
 from trunkline.model.shapes import AttentionBiasValues, HiddenStates, Mask, QueryStates, RowIds
 from trunkline.model.tensors import check_tensors
 
@@ -121,24 +122,32 @@ class Attention(nn.Module):
         self.output = nn.Linear(config.width, config.width)
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
 
-    def forward(self, queries: QueryStates, hidden: HiddenStates, bias: AttentionBiasValues) -> QueryStates:
-        """Let ``queries`` look at ``hidden``; returns one state for each query."""
-        query, key, value = self.project(queries, hidden)
+    @property
+    def active_dropout(self) -> float:
+        """Share of attention weights that is dropped now."""
+        return self.dropout_share if self.training else 0.0
+
+    def forward(self, hidden: HiddenStates, bias: AttentionBiasValues) -> HiddenStates:
+        """Let every token look at all; returns one state for each."""
+        query, key, value = self.project(hidden)
         return self.mix(query, key, value, bias=bias)
 
-    def project(self, queries: QueryStates, hidden: HiddenStates) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values: each (rows, heads, queries or tokens, width / heads)."""
+    def first(self, hidden: HiddenStates, bias: AttentionBiasValues) -> QueryStates:
+        """The first token's state alone, equal to `forward`'s, without keys and values."""
+        output: Tensor = self.output(mix_first(self, hidden, bias, dropout_share=self.active_dropout))
+        return output
+
+    def project(self, hidden: HiddenStates) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values: each (rows, heads, tokens, width / heads)."""
         return (
-            self._split(self.query(queries)),
+            self._split(self.query(hidden)),
             self._split(self.key(hidden)),
             self._split(self.value(hidden)),
         )
 
-    def mix(self, query: Tensor, key: Tensor, value: Tensor, *, bias: AttentionBiasValues) -> QueryStates:
+    def mix(self, query: Tensor, key: Tensor, value: Tensor, *, bias: AttentionBiasValues) -> HiddenStates:
         """Mix the values by how well keys answer queries; takes what `project` returns."""
-        mixed = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=bias, dropout_p=self.dropout_share if self.training else 0.0
-        )
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=self.active_dropout)
         output: Tensor = self.output(mixed.transpose(1, 2).flatten(2))
         return output
 
@@ -177,20 +186,20 @@ class EncoderLayer(nn.Module):
         )
         self.dropout = nn.Dropout(config.hidden_dropout)
 
-    def forward(self, hidden: HiddenStates, bias: AttentionBiasValues, *, n_queries: int | None = None) -> QueryStates:
+    def forward(self, hidden: HiddenStates, bias: AttentionBiasValues, *, first_only: bool = False) -> QueryStates:
         """Run the layer.
 
         Args:
             hidden: What the layer below wrote.
             bias: From `AttentionBias`.
-            n_queries: How many leading tokens get a state; None gives all of them one. A head that reads the first
-                token needs no more than 1 from the last layer, which then costs a sixth.
+            first_only: Whether the first token alone gets a state. A head that reads that token needs no more from
+                the last layer, which then costs next to nothing.
 
         Returns:
-            (rows, n_queries or tokens, width) float.
+            (rows, 1 or tokens, width) float.
         """
-        queries = hidden[:, :n_queries]
-        attended = self.attention(queries, hidden, bias if bias.shape[2] == 1 else bias[:, :, :n_queries])
+        queries = hidden[:, :1] if first_only else hidden
+        attended = self.attention.first(hidden, bias) if first_only else self.attention(hidden, bias)
         middle = self.attention.norm(queries + self.attention_output_dropout(attended))
         output: Tensor = self.ffn.norm(middle + self.dropout(self.ffn(middle)))
         return output

@@ -97,16 +97,6 @@ def test_what_stands_at_padding_changes_no_real_token(architecture: str, mask: t
     torch.testing.assert_close(layer(hidden, bias_of(mask))[mask], layer(other, bias_of(mask))[mask], rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("architecture", ["bert", "mpnet"])
-def test_the_first_token_alone_equals_the_first_of_all(architecture: str, mask: torch.Tensor) -> None:
-    layer = layer_of(architecture).eval()
-    config = tiny_config(architecture)  # type: ignore[arg-type]
-    bias_of = build_empty(lambda: AttentionBias(config))
-    load_parameters(bias_of, tiny_backbone(architecture).tensors, prefix="shared.", subject="bias")  # type: ignore[arg-type]
-    whole, first = layer(hidden_of(), bias_of(mask)), layer(hidden_of(), bias_of(mask), n_queries=1)
-    torch.testing.assert_close(first, whole[:, :1], rtol=0, atol=1e-5)
-
-
 def test_a_row_without_any_token_gives_no_nan() -> None:
     layer = layer_of().eval()
     bias = AttentionBias(tiny_config())(torch.zeros(3, 7, dtype=torch.bool))
@@ -138,24 +128,24 @@ def test_attention_dropout_keeps_the_expected_value(mask: torch.Tensor) -> None:
     with torch.random.fork_rng(), torch.inference_mode():
         torch.manual_seed(0)
         attention = layer.attention.train()
-        mean = torch.stack([attention(hidden, hidden, bias) for _ in range(3000)]).mean(dim=0)
-        expected = attention.eval()(hidden, hidden, bias)
+        mean = torch.stack([attention(hidden, bias) for _ in range(3000)]).mean(dim=0)
+        expected = attention.eval()(hidden, bias)
     torch.testing.assert_close(mean, expected, rtol=0, atol=0.05)
 
 
 def test_projecting_and_mixing_are_the_two_steps_of_attention(mask: torch.Tensor) -> None:
     attention = layer_of().eval().attention
     bias = AttentionBias(tiny_config())(mask)
-    query, key, value = attention.project(hidden_of(), hidden_of(1))
+    query, key, value = attention.project(hidden_of())
     assert query.shape == key.shape == value.shape == (3, 2, 7, 8)
-    assert torch.equal(attention.mix(query, key, value, bias=bias), attention(hidden_of(), hidden_of(1), bias))
+    assert torch.equal(attention.mix(query, key, value, bias=bias), attention(hidden_of(), bias))
 
 
 def test_a_rotation_between_the_two_steps_changes_the_scores_and_not_the_values(mask: torch.Tensor) -> None:
     # Queries and keys turned alike give the same scores: what a rotary layer relies on.
     attention = layer_of().eval().attention
     bias = AttentionBias(tiny_config())(mask)
-    query, key, value = attention.project(hidden_of(), hidden_of())
+    query, key, value = attention.project(hidden_of())
     turned, plain = (query.roll(1, -1), key.roll(1, -1)), attention.mix(query, key, value, bias=bias)
     torch.testing.assert_close(attention.mix(*turned, value, bias=bias), plain, rtol=0, atol=1e-5)
     assert not torch.allclose(attention.mix(turned[0], key, value, bias=bias), plain, atol=1e-3)
