@@ -29,7 +29,8 @@ from trunkline.engine.engine import Engine
 from trunkline.engine.evaluate import evaluate
 from trunkline.engine.verify import verify
 from trunkline.model.backbone import Backbone, load_backbone
-from trunkline.train.cache import ActivationCache, default_cache_root
+from trunkline.train.cache import ActivationCache
+from trunkline.train.cache_room import default_cache_root
 from trunkline.train.candidates import candidates_of
 from trunkline.train.device import make_accelerator
 from trunkline.train.ledger import Ledger

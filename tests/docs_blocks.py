@@ -138,6 +138,16 @@ def all_commands(page: Path) -> list[str]:
     return [command for block in blocks(page) if block.language == "sh" for command in commands(block.text)]
 
 
+def commands_of(group: Any, prefix: str = "") -> dict[str, click.Command]:
+    """Every command by its words, those of groups inside groups included."""
+    found: dict[str, click.Command] = {}
+    for name, command in group.commands.items():
+        found.update(
+            commands_of(command, f"{prefix}{name} ") if hasattr(command, "commands") else {prefix + name: command}
+        )
+    return found
+
+
 def parse_command(command: str) -> click.Context | None:
     """Parse a command as the shell and our command line would; None where it is no command of ours."""
     words = [word for part in _pipeline(command) for word in part.words]

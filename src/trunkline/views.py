@@ -12,6 +12,7 @@ from rich.tree import Tree
 
 from trunkline.bundle.manifest import Manifest, TaskEntry, deepest_exit, layer_cost
 from trunkline.core.types import LabelPrediction, LabelsPrediction, Prediction, ScorePrediction
+from trunkline.train.cache_room import StoreFacts
 from trunkline.train.candidates import Candidate
 from trunkline.train.plan import Plan, PlannedTask
 
@@ -98,6 +99,24 @@ def answer_text(answer: Prediction) -> str:
     if isinstance(answer, ScorePrediction):
         return f"{answer.score:.2f}"
     return ", ".join(f"{span.label}: {span.text!r} [{span.start}:{span.end}]" for span in answer.spans) or "no spans"
+
+
+def store_table(title: str, stores: Sequence[StoreFacts]) -> RenderableType:
+    """Stores of the activation cache, and what they take together."""
+    table = Table(box=None, pad_edge=False)
+    for heading in ("store", "backbone"):
+        table.add_column(heading)
+    for heading in ("exit", "dtype", "rows", "MB", "unused for days"):
+        table.add_column(heading, justify="right")
+    for s in stores:
+        exit_layer = "-" if s.exit_layer is None else str(s.exit_layer)
+        table.add_row(
+            s.name[:12], Text(s.backbone or "-"), exit_layer, s.dtype, f"{s.n_rows:,}", f"{s.size_bytes / 1e6:,.1f}",
+            f"{s.last_used_days:.1f}",
+        )  # fmt: skip
+    total = sum(s.size_bytes for s in stores)
+    table.add_row(f"{len(stores)} stores", "", "", "", "", f"{total / 1e6:,.1f}", "", style="bold")
+    return Group(Text(title, overflow="fold", no_wrap=True), table)
 
 
 def _bundle_tree(manifest: Manifest) -> Tree:

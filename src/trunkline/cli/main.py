@@ -3,17 +3,16 @@
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import msgspec
 import typer
 
 import trunkline
+from trunkline.cli import cache as cache_commands
+from trunkline.cli.printing import JsonOption, print_json, print_rich
 from trunkline.cli.status import working
 from trunkline.core.errors import MissingDependencyError, SpecError, TrunklineError
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
 app = typer.Typer(
     name="trunkline",
@@ -29,9 +28,10 @@ BranchArgument = Annotated[Path, typer.Argument(help="Folder of the branch, for 
 TaskFiles = Annotated[list[Path], typer.Argument(help="Task files (YAML).")]
 BackboneOption = Annotated[str, typer.Option(help="'minilm', a folder, or a name on the Hugging Face Hub.")]
 DeeperOption = Annotated[str | None, typer.Option(help="The backbone; needed to make the trunk deeper.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value instead of tables.")]
 # Modules that the extra `train` brings; without it inspect, plan, merge, attach, replace and detach still work.
 TRAIN_MODULES = frozenset({"accelerate", "datasets", "pyarrow", "scipy", "seqeval", "sklearn", "torch", "transformers"})
+
+app.add_typer(cache_commands.app, name="cache")
 
 
 def main() -> NoReturn:
@@ -83,6 +83,10 @@ def train(  # noqa: PLR0913 - each option is one of the request's fields
         Literal["train_slice", "dev"], typer.Option(help="Rows that choices are made on; dev is the paper's way.")
     ] = "train_slice",
     cache_dtype: Annotated[Literal["bfloat16", "float32"], typer.Option(help="Of cached activations.")] = "bfloat16",
+    cache_limit: Annotated[
+        str,
+        typer.Option(help="Most that all cached activations may take, for example 20GB; empty: half the free disk."),
+    ] = "",
     precision: Annotated[
         Literal["auto", "fp32", "bf16"], typer.Option(help="Of the multiplications; auto: what the machine has.")
     ] = "auto",
@@ -92,7 +96,8 @@ def train(  # noqa: PLR0913 - each option is one of the request's fields
     """Tune the top layers for each task, then distil students; killed and started again, it resumes."""
     from rich.console import Console
 
-    from trunkline.train.cache import ActivationCache, default_cache_root
+    from trunkline.train.cache import ActivationCache
+    from trunkline.train.cache_room import default_cache_root, parse_size
     from trunkline.train.candidates import candidates_of
     from trunkline.train.device import make_accelerator
     from trunkline.train.ledger import Ledger
@@ -111,27 +116,24 @@ def train(  # noqa: PLR0913 - each option is one of the request's fields
         selection=select,
         cache_dtype=cache_dtype,
     )
+    limit_bytes = parse_size(cache_limit) if cache_limit else None
     specs = _read_tasks(tasks)
     loaded = _load_backbone(backbone)
     check_request(request, loaded.config.n_layers)
+    chosen = None if precision == "auto" else precision
     accelerator = make_accelerator(trackers=tracker or (), log_dir=out / "trackers")
     with RunProgress(Console(stderr=True), accelerator) as progress:
-        cache = ActivationCache(default_cache_root(), on_rows=progress.rows)
+        cache = ActivationCache(default_cache_root(), limit_bytes=limit_bytes, on_rows=progress.rows)
         bench = Workbench.build(
-            loaded,
-            Ledger(out),
-            cache,
-            accelerator=accelerator,
-            precision=None if precision == "auto" else precision,
-            reporter=progress,
+            loaded, Ledger(out), cache, accelerator=accelerator, precision=chosen, reporter=progress
         )
         records = train_tasks(bench, specs, request)
     if as_json:
-        _print_json(records)
+        print_json(records)
     else:
         from trunkline.views import candidate_table
 
-        _print(candidate_table(candidates_of(records)))
+        print_rich(candidate_table(candidates_of(records)))
 
 
 @app.command()
@@ -150,9 +152,9 @@ def plan(
     made = plan_runs(runs, min_gain=min_gain, tasks=_names(tasks) or None)
     path = write_plan(made, out or runs / "plan.json")
     if as_json:
-        _print_json(made)
+        print_json(made)
     else:
-        _print(plan_table(made))
+        print_rich(plan_table(made))
         typer.echo(f"written to {path}; next: trunkline merge {path} --out BUNDLE")
 
 
@@ -232,7 +234,7 @@ def verify(bundle: BundleArgument, *, as_json: JsonOption = False) -> None:
     with working(f"verifying {bundle}"):
         report = verify_bundle(bundle)
     if as_json:
-        _print_json(report)
+        print_json(report)
     else:
         typer.echo(
             f"{bundle}: {len(report.tasks)} tasks verified, largest logit difference {report.largest_difference:.1e}"
@@ -286,11 +288,11 @@ def evaluate(
             tell(f"evaluating {spec.name} ({number} of {len(specs)})")
             results.append(evaluate_task(engine, spec, part))
     if as_json:
-        _print_json(results)
+        print_json(results)
     else:
         from trunkline.views import evaluation_table
 
-        _print(evaluation_table(results))
+        print_rich(evaluation_table(results))
 
 
 @app.command()
@@ -312,11 +314,11 @@ def calibrate(
             tell(f"calibrating {spec.name} ({number} of {len(specs)})")
             results.append(calibrate_task(bundle, spec, abstain_below=abstain_below))
     if as_json:
-        _print_json(results)
+        print_json(results)
     else:
         from trunkline.views import calibration_table
 
-        _print(calibration_table(results))
+        print_rich(calibration_table(results))
 
 
 @app.command()
@@ -370,20 +372,8 @@ def _names(text: str) -> tuple[str, ...]:
 
 def _show_manifest(manifest: Any, *, as_json: bool) -> None:
     if as_json:
-        _print_json(manifest)
+        print_json(manifest)
     else:
         from trunkline.views import bundle_picture
 
-        _print(bundle_picture(manifest))
-
-
-def _print(picture: "RenderableType") -> None:
-    from rich.console import Console
-
-    Console().print(picture, highlight=False)
-
-
-def _print_json(value: Any) -> None:
-    sys.stdout.write(msgspec.json.encode(value, enc_hook=str).decode() + "\n")
-    # Flushed here, where a reader that has gone is met; at exit it would be a message on standard error.
-    sys.stdout.flush()
+        print_rich(bundle_picture(manifest))

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import platformdirs
 import torch
 from filelock import FileLock
 
@@ -30,18 +29,12 @@ from trunkline.core.types import Encoded
 from trunkline.data.collate import collate, length_batches
 from trunkline.model.backbone import Backbone
 from trunkline.model.trunk import Trunk
+from trunkline.train.cache_room import RECORD, AboutStore, note_use, room_bytes
 from trunkline.train.spec import CacheDtype
 
-RECORD = np.dtype([("key", "V16"), ("start", "<i8"), ("n_tokens", "<i4"), ("checksum", "<u4")])
 STORED: dict[CacheDtype, np.dtype[Any]] = {"bfloat16": np.dtype("<u2"), "float32": np.dtype("<f4")}
 TORCH_DTYPE: dict[CacheDtype, torch.dtype] = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 FLUSH_BYTES = 64 << 20
-
-
-def default_cache_root() -> Path:
-    """``$TRUNKLINE_CACHE/activations``, or the platform's cache folder (``~/.cache/trunkline/activations``)."""
-    root = os.environ.get("TRUNKLINE_CACHE")
-    return (Path(root) if root else platformdirs.user_cache_path("trunkline")) / "activations"
 
 
 def row_key(row: Encoded) -> bytes:
@@ -190,11 +183,15 @@ class ActivationCache:
 
     Args:
         root: Folder of the stores.
+        limit_bytes: Of all stores together; None allows half of what the disk has left.
         on_rows: Called with the number of rows computed, as they are; for a progress bar.
     """
 
-    def __init__(self, root: Path, *, on_rows: Callable[[int], None] | None = None) -> None:
+    def __init__(
+        self, root: Path, *, limit_bytes: int | None = None, on_rows: Callable[[int], None] | None = None
+    ) -> None:
         self.root = root
+        self.limit_bytes = limit_bytes
         self.seconds = 0.0
         self._stores: dict[tuple[Path, int], ActivationStore] = {}
         self._on_rows = on_rows or (lambda _count: None)
@@ -214,19 +211,37 @@ class ActivationCache:
         Raises:
             TrainingError: The store cannot be written.
         """
-        store = self._store(
-            self.root / f"{backbone.chain[exit_layer][:24]}-{dtype}", width=backbone.config.width, dtype=dtype
-        )
-        keys = [row_key(row) for row in rows]
-        known = store.index()
-        missing = {key: row for key, row in zip(keys, rows, strict=True) if key not in known}
+        store = self._store(backbone, exit_layer, dtype)
+        missing = _missing(store, rows)
+        started = time.perf_counter()
+        about = AboutStore(backbone=backbone.name, exit_layer=exit_layer, width=store.width, dtype=dtype)
+        note_use(store.index_path.parent, about)
         if missing:
-            started = time.perf_counter()
             store.append(self._compute(trunk, missing, exit_layer=exit_layer, pad_id=backbone.tokenizer.pad_id))
             self.seconds += time.perf_counter() - started
-        return store.view(keys)
+        return store.view([row_key(row) for row in rows])
 
-    def _store(self, folder: Path, *, width: int, dtype: CacheDtype) -> ActivationStore:
+    def missing_bytes(self, backbone: Backbone, rows: Sequence[Encoded], *, exit_layer: int, dtype: CacheDtype) -> int:
+        """How many bytes `rows` would add to the cache; arguments as of `rows`."""
+        store = self._store(backbone, exit_layer, dtype)
+        n_tokens = sum(len(row.token_ids) for row in _missing(store, rows).values())
+        return n_tokens * store.width * STORED[dtype].itemsize
+
+    def room_bytes(self) -> int:
+        """How many bytes may still be added."""
+        return room_bytes(self.root, limit_bytes=self.limit_bytes)
+
+    def deepest_whole(
+        self, backbone: Backbone, rows: Sequence[Encoded], *, below: int, dtype: CacheDtype
+    ) -> int | None:
+        """The deepest exit under `below` whose states of all these rows are kept; None if there is none."""
+        for exit_layer in range(below - 1, -1, -1):
+            if not self.missing_bytes(backbone, rows, exit_layer=exit_layer, dtype=dtype):
+                return exit_layer
+        return None
+
+    def _store(self, backbone: Backbone, exit_layer: int, dtype: CacheDtype) -> ActivationStore:
+        folder, width = self.root / f"{backbone.chain[exit_layer][:24]}-{dtype}", backbone.config.width
         return self._stores.setdefault((folder, width), ActivationStore(folder, width=width, dtype=dtype))
 
     def _compute(
@@ -251,6 +266,12 @@ class ActivationCache:
             for position, i in enumerate(chosen):
                 yield keys[i], hidden[position, : len(rows[i].token_ids)]
             self._on_rows(len(chosen))
+
+
+def _missing(store: ActivationStore, rows: Sequence[Encoded]) -> dict[bytes, Encoded]:
+    known = store.index()
+    keyed = ((row_key(row), row) for row in rows)
+    return {key: row for key, row in keyed if key not in known}
 
 
 def _to_stored(values: np.ndarray, dtype: CacheDtype) -> np.ndarray:

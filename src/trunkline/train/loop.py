@@ -19,6 +19,7 @@ from trunkline.core.specs import Kind
 from trunkline.core.types import Encoded
 from trunkline.data.collate import collate, length_batches
 from trunkline.model.encoder import AttentionBias
+from trunkline.model.trunk import Trunk
 from trunkline.train.cache import CachedRows
 from trunkline.train.losses import distillation_loss, hard_loss
 from trunkline.train.prepare import Split
@@ -57,6 +58,45 @@ class CachedSource:
         """Hidden states, additive attention bias and mask."""
         hidden, mask = (tensor.to(self.device) for tensor in self.rows.gather(indices))
         return hidden, self.bias(mask), mask
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ComputedSource:
+    """States of the frozen trunk that are computed for each batch, because the cache has no room for them.
+
+    Attributes:
+        tokens: The rows as token ids.
+        kept: Their states at a lower exit; None begins at the token ids.
+        kept_exit: Which exit that is.
+        trunk: At least `exit_layer` deep.
+        exit_layer: Where the branch reads.
+    """
+
+    tokens: "TokenSource"
+    kept: CachedSource | None
+    kept_exit: int
+    trunk: Trunk
+    exit_layer: int
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(rows,) int64, tokens of each row."""
+        return self.tokens.lengths
+
+    @torch.no_grad()
+    def inputs(self, indices: np.ndarray) -> tuple[Tensor, ...]:
+        """Hidden states, additive attention bias and mask."""
+        if self.kept is None:
+            token_ids, type_ids, mask = self.tokens.inputs(indices)
+            hidden, bias, depth = self.trunk.embeddings(token_ids, type_ids), self.trunk.bias(mask), 0
+        else:
+            hidden, bias, mask = self.kept.inputs(indices)
+            depth = self.kept_exit
+        # The frozen part is not rounded, whatever precision the steps have: so it is in the cache.
+        with torch.autocast(hidden.device.type, enabled=False):
+            for layer in range(depth, self.exit_layer):
+                hidden = self.trunk.layers[layer](hidden, bias)
+        return hidden, bias, mask
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -79,6 +79,7 @@ def train_tasks(bench: Workbench, tasks: Sequence[TaskSpec], request: TrainReque
     prepared = [prepare(task, bench.backbone.tokenizer, selection=request.selection) for task in tasks]
     for each in prepared:
         _tell_about_data(bench, each)
+    _tell_about_room(bench, prepared, request)
     return [record for each in prepared for record in _train_prepared(bench, each, request)]
 
 
@@ -227,6 +228,25 @@ def _check_length(task: TaskSpec, backbone: Backbone) -> None:
         raise SpecError(
             f"task {task.name!r}: max_length {task.max_length} is more than the {backbone.config.max_tokens} tokens "
             f"that backbone {backbone.name!r} has positions for; lower max_length in the task file"
+        )
+
+
+def _tell_about_room(bench: Workbench, tasks: Sequence[PreparedTask], request: TrainRequest) -> None:
+    """Say before the first run what the runs that are sure to come will add to the cache."""
+    n_layers, cache = bench.backbone.config.n_layers, bench.cache
+    exits = sorted({n_layers - layers for layers in request.layers} | set(request.student_exits or ()))
+    wanted = 0
+    for exit_layer in exits:
+        learned = [row for task in tasks for row in task.fit.rows]
+        measured = [
+            row for task in tasks for part in (task.selection, task.dev) if part is not None for row in part.rows
+        ]
+        for rows, dtype in ((learned, request.cache_dtype), (measured, "float32")):
+            wanted += cache.missing_bytes(bench.backbone, rows, exit_layer=exit_layer, dtype=dtype)
+    if wanted:
+        bench.reporter.note(
+            f"activations at {len(exits)} exits ({', '.join(map(str, exits))}) add up to {wanted / 1e6:,.0f} MB to "
+            f"{cache.root}, which has room for {cache.room_bytes() / 1e6:,.0f} MB"
         )
 
 

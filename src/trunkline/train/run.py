@@ -30,10 +30,19 @@ from trunkline.model.golden_run import golden_logits
 from trunkline.model.heads import start_at_frequencies
 from trunkline.model.score import answer, score_predictions
 from trunkline.model.trunk import Trunk
-from trunkline.train.cache import ActivationCache
+from trunkline.train.cache import ActivationCache, CachedRows
 from trunkline.train.device import best_precision
 from trunkline.train.ledger import Ledger
-from trunkline.train.loop import CachedSource, Fitted, Lesson, Source, TokenSource, fit, predict_logits
+from trunkline.train.loop import (
+    CachedSource,
+    ComputedSource,
+    Fitted,
+    Lesson,
+    Source,
+    TokenSource,
+    fit,
+    predict_logits,
+)
 from trunkline.train.prepare import PreparedTask, Split
 from trunkline.train.spec import CacheDtype, Precision, RunRecord, RunSpec
 
@@ -232,12 +241,30 @@ def _run(
 
 
 def source_of(bench: Workbench, split: Split, spec: RunSpec, *, dtype: CacheDtype) -> Source:
-    """Inputs of a split for the arm of a run: token ids for ``full``, else cached activations at its exit."""
-    device = bench.accelerator.device
+    """Inputs of a split for the arm of a run: token ids for ``full``, else activations at its exit.
+
+    Where the cache has no room for them, they are computed for each batch from the deepest exit that it has.
+    """
+    device, exit_layer = bench.accelerator.device, spec.exit_layer
+    tokens = TokenSource(split.rows, bench.backbone.tokenizer.pad_id, device)
     if spec.arm == "full":
-        return TokenSource(split.rows, bench.backbone.tokenizer.pad_id, device)
-    rows = bench.cache.rows(bench.trunk, bench.backbone, split.rows, exit_layer=spec.exit_layer, dtype=dtype)
-    return CachedSource(rows, bench.trunk.bias, device)
+        return tokens
+    wanted = bench.cache.missing_bytes(bench.backbone, split.rows, exit_layer=exit_layer, dtype=dtype)
+    room = bench.cache.room_bytes()
+    if wanted <= room:
+        return CachedSource(_cached(bench, split, exit_layer, dtype), bench.trunk.bias, device)
+    lower = bench.cache.deepest_whole(bench.backbone, split.rows, below=exit_layer, dtype=dtype)
+    kept = None if lower is None else CachedSource(_cached(bench, split, lower, dtype), bench.trunk.bias, device)
+    bench.reporter.note(
+        f"task {spec.task!r}: activations at exit layer {exit_layer} take {wanted / 1e6:,.0f} MB, the cache has room "
+        f"for {room / 1e6:,.0f} MB (--cache-limit): they are computed in every epoch from "
+        + ("the token ids" if lower is None else f"exit layer {lower}")
+    )
+    return ComputedSource(tokens, kept, lower or 0, bench.trunk, exit_layer)
+
+
+def _cached(bench: Workbench, split: Split, exit_layer: int, dtype: CacheDtype) -> CachedRows:
+    return bench.cache.rows(bench.trunk, bench.backbone, split.rows, exit_layer=exit_layer, dtype=dtype)
 
 
 def teacher_logits(bench: Workbench, spec: RunSpec, branch: StoredBranch, task: PreparedTask) -> list[np.ndarray]:
