@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from trunkline.engine.calibrate import Calibrated
     from trunkline.engine.evaluate import Evaluation
 
+_LAYERS_DRAWN = 4  # Branches with more own layers than this are drawn as first and last.
+
 
 def bundle_picture(manifest: Manifest) -> RenderableType:
     """Trunk and branches: what leaves where, with layers, metric and cost."""
@@ -29,11 +31,11 @@ def bundle_picture(manifest: Manifest) -> RenderableType:
 def cost_table(manifest: Manifest) -> Table:
     """What each part costs in layers: linear in the branches, the trunk paid once (paper section 4.1)."""
     table = Table(title="Layers that one row runs through", title_justify="left", box=None, pad_edge=False)
-    table.add_column("part")
+    table.add_column("part", overflow="fold")  # A name is folded rather than cut.
     for heading in ("asked alone", "adds to the bundle", "as a single model"):
         table.add_column(heading, justify="right")
     depth, whole = deepest_exit(manifest), manifest.n_layers
-    table.add_row(f"trunk, {depth} of {whole} layers", "", str(depth), "")
+    table.add_row(f"trunk, {depth} of {whole} layers run", "", str(depth), "")
     for name, entry in _by_exit(manifest):
         table.add_row(name, f"{entry.exit_layer} + {entry.own_layers}", str(entry.own_layers), str(whole))
     total, single = layer_cost(manifest), whole * len(manifest.tasks)
@@ -101,23 +103,39 @@ def answer_text(answer: Prediction) -> str:
 
 
 def _bundle_tree(manifest: Manifest) -> Tree:
+    """One level of the trunk for each exit in use, side by side: a level inside the one before runs out of width."""
+    depth = manifest.trunk.depth
     root = Tree(
-        Text.assemble(("trunk", "bold"), f"  {manifest.backbone}: {manifest.trunk.depth} of {manifest.n_layers} layers")
+        Text.assemble(("trunk", "bold"), f"  {manifest.backbone}: {depth} of {manifest.n_layers} layers stored")
     )
-    node = root.add("embeddings")
-    _add_branches(node, manifest, 0)
-    for depth in range(1, manifest.trunk.depth + 1):
-        node = node.add(f"layer {depth - 1}")
-        _add_branches(node, manifest, depth)
+    start = 0
+    for exit_layer in sorted({entry.exit_layer for entry in manifest.tasks.values()}):
+        node = root.add(_part_of_trunk(start, exit_layer))
+        _add_branches(node, manifest, exit_layer)
+        start = exit_layer
+    if start < depth:
+        root.add(Text(f"{_part_of_trunk(start, depth)}: no branch reads so deep", style="dim"))
     return root
+
+
+def _part_of_trunk(start: int, stop: int) -> str:
+    if start == stop:
+        return "embeddings"
+    return f"layer {start}" if stop - start == 1 else f"layers {start}-{stop - 1}"
 
 
 def _add_branches(node: Tree, manifest: Manifest, exit_layer: int) -> None:
     for name, entry in _by_exit(manifest):
         if entry.exit_layer == exit_layer:
-            layers = " ".join(f"[{exit_layer + i}]" for i in range(entry.own_layers))
             reached = f"{entry.metric} {_points(entry.dev_metric)}"
+            layers = _own_layers(exit_layer, entry.own_layers)
             node.add(Text.assemble((name, "bold cyan"), f" {layers} {entry.kind}, ", (reached, "green"), " on dev"))
+
+
+def _own_layers(start: int, count: int) -> str:
+    if count > _LAYERS_DRAWN:
+        return f"[{start}]..[{start + count - 1}]"
+    return " ".join(f"[{start + i}]" for i in range(count))
 
 
 def _by_exit(manifest: Manifest) -> list[tuple[str, TaskEntry]]:
