@@ -164,15 +164,24 @@ def evaluation_table(results: Sequence[Evaluation]) -> Table:
     return table
 
 
-def calibration_table(results: Sequence[Calibrated]) -> Table:
-    """What calibration changed."""
+def calibration_table(results: Sequence[Calibrated]) -> RenderableType:
+    """What calibration changed, and what to mind about it."""
     table = Table(box=None, pad_edge=False)
-    for heading in ("task", "temperature", "thresholds", "rows", "before", "after"):
+    for heading in ("task", "temperature", "thresholds", "rows", "unseen labels", "before", "after"):
         table.add_column(heading)
     for r in results:
         thresholds = " ".join(f"{t:.2f}" for t in r.calibration.thresholds or ()) or "-"
         table.add_row(
-            r.task, f"{r.calibration.temperature:.2f}", thresholds, str(r.n_rows), _points(r.metric_before),
-            _points(r.metric_after),
+            r.task, f"{r.calibration.temperature:.2f}", thresholds, str(r.n_rows), str(r.n_unseen_labels),
+            _points(r.metric_before), _points(r.metric_after),
         )  # fmt: skip
-    return table
+    notes = [
+        Text(
+            f"{r.task}: temperature {r.calibration.temperature:.2f} is at the edge of its range; these rows do not "
+            "determine it (0.05: none is answered wrong); calibrate on more, or harder, rows",
+            style="yellow",
+        )
+        for r in results
+        if r.temperature_at_edge
+    ]
+    return Group(table, *notes)
