@@ -178,7 +178,7 @@ def calibration_table(results: Sequence[Calibrated]) -> RenderableType:
     notes = [
         Text(
             f"{r.task}: temperature {r.calibration.temperature:.2f} is at the edge of its range; these rows do not "
-            "determine it (0.05: none is answered wrong); calibrate on more, or harder, rows",
+            "determine it (0.05: none is answered wrong; 20: the answers are no better than chance); use more rows",
             style="yellow",
         )
         for r in results

@@ -12,10 +12,20 @@ from rich.console import Console, RenderableType
 from tests.tiny_bundles import provenance_of
 from tests.tiny_records import run_record
 from trunkline.bundle.manifest import Manifest, TaskEntry, TrunkEntry
+from trunkline.core.specs import Calibration
 from trunkline.core.types import LabelPrediction, LabelsPrediction, ScorePrediction, Span, SpansPrediction
+from trunkline.engine.calibrate import Calibrated
 from trunkline.train.candidates import candidates_of
 from trunkline.train.plan import make_plan
-from trunkline.views import answer_table, answer_text, bundle_picture, candidate_table, cost_table, plan_table
+from trunkline.views import (
+    answer_table,
+    answer_text,
+    bundle_picture,
+    calibration_table,
+    candidate_table,
+    cost_table,
+    plan_table,
+)
 
 N_LAYERS = 12
 tasks = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 3)), min_size=1, max_size=8)
@@ -179,3 +189,20 @@ def test_brackets_in_texts_and_labels_are_shown_as_they_are() -> None:
     shown = drawn(answer_table("see [/red]", {"slots": SpansPrediction(spans=(span,))}))
     assert "see [/red]" in shown
     assert "city: '[/b] [red]x' [3:8]" in shown
+
+
+@pytest.mark.parametrize(("edge", "notes"), [(True, 1), (False, 0)])
+def test_a_temperature_at_the_edge_of_its_range_has_a_note(edge: bool, notes: int) -> None:
+    done = Calibrated(
+        task="intent",
+        branch="b" * 64,
+        calibration=Calibration(temperature=0.05),
+        temperature_at_edge=edge,
+        n_rows=20,
+        n_unseen_labels=3,
+        metric_before=100.0,
+        metric_after=100.0,
+    )
+    shown = drawn(calibration_table([done]))
+    assert shown.splitlines()[1].split() == ["intent", "0.05", "-", "20", "3", "100.0", "100.0"]
+    assert shown.count("intent: temperature 0.05 is at the edge of its range") == notes

@@ -1,6 +1,7 @@
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tests.tiny_bundles import TEXTS, make_bundle
@@ -9,7 +10,7 @@ from trunkline.core.specs import DataSpec, TaskSpec
 from trunkline.core.types import Example
 from trunkline.data.words import join_words
 from trunkline.engine.engine import Engine
-from trunkline.engine.evaluate import Evaluation, evaluate
+from trunkline.engine.evaluate import Evaluation, check_tasks, evaluate
 from trunkline.model.score import Answer
 
 
@@ -102,3 +103,15 @@ def test_a_task_that_the_bundle_lacks_is_refused(engine: Engine) -> None:
 def test_a_task_file_of_another_kind_is_refused(engine: Engine) -> None:
     with pytest.raises(SpecError, match="multilabel of text; the branch is classification of text"):
         evaluate(engine, TaskSpec(name="intent", kind="multilabel"), "dev")
+
+
+def test_all_tasks_are_checked_before_the_first_is_judged(tmp_path: Path) -> None:
+    manifest = make_bundle(tmp_path, "intent").manifest
+    intent = TaskSpec(name="intent", kind="classification", data=DataSpec(dev=str(tmp_path / "absent.jsonl")))
+    check_tasks(manifest, [intent], "dev")
+    with pytest.raises(UnknownNameError, match="did you mean 'intent'"):
+        check_tasks(manifest, [intent, msgspec.structs.replace(intent, name="intend")], "dev")
+    with pytest.raises(SpecError, match="task 'intent': has no test data"):
+        check_tasks(manifest, [intent], "test")
+    with pytest.raises(SpecError, match="the task file says multilabel"):
+        check_tasks(manifest, [msgspec.structs.replace(intent, kind="multilabel")], "dev")
