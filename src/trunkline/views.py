@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from trunkline.engine.calibrate import Calibrated
     from trunkline.engine.evaluate import Evaluation
 
+_LAYERS_DRAWN = 4  # Branches with more own layers than this are drawn as first and last.
+
 
 def bundle_picture(manifest: Manifest) -> RenderableType:
     """Trunk and branches: what leaves where, with layers, metric and cost."""
@@ -30,11 +32,11 @@ def bundle_picture(manifest: Manifest) -> RenderableType:
 def cost_table(manifest: Manifest) -> Table:
     """What each part costs in layers: linear in the branches, the trunk paid once (paper section 4.1)."""
     table = Table(title="Layers that one row runs through", title_justify="left", box=None, pad_edge=False)
-    table.add_column("part")
+    table.add_column("part", overflow="fold")  # A name is folded rather than cut.
     for heading in ("asked alone", "adds to the bundle", "as a single model"):
         table.add_column(heading, justify="right")
     depth, whole = deepest_exit(manifest), manifest.n_layers
-    table.add_row(f"trunk, {depth} of {whole} layers", "", str(depth), "")
+    table.add_row(f"trunk, {depth} of {whole} layers run", "", str(depth), "")
     for name, entry in _by_exit(manifest):
         table.add_row(name, f"{entry.exit_layer} + {entry.own_layers}", str(entry.own_layers), str(whole))
     total, single = layer_cost(manifest), whole * len(manifest.tasks)
@@ -120,23 +122,39 @@ def store_table(title: str, stores: Sequence[StoreFacts]) -> RenderableType:
 
 
 def _bundle_tree(manifest: Manifest) -> Tree:
+    """One level of the trunk for each exit in use, side by side: a level inside the one before runs out of width."""
+    depth = manifest.trunk.depth
     root = Tree(
-        Text.assemble(("trunk", "bold"), f"  {manifest.backbone}: {manifest.trunk.depth} of {manifest.n_layers} layers")
+        Text.assemble(("trunk", "bold"), f"  {manifest.backbone}: {depth} of {manifest.n_layers} layers stored")
     )
-    node = root.add("embeddings")
-    _add_branches(node, manifest, 0)
-    for depth in range(1, manifest.trunk.depth + 1):
-        node = node.add(f"layer {depth - 1}")
-        _add_branches(node, manifest, depth)
+    start = 0
+    for exit_layer in sorted({entry.exit_layer for entry in manifest.tasks.values()}):
+        node = root.add(_part_of_trunk(start, exit_layer))
+        _add_branches(node, manifest, exit_layer)
+        start = exit_layer
+    if start < depth:
+        root.add(Text(f"{_part_of_trunk(start, depth)}: no branch reads so deep", style="dim"))
     return root
+
+
+def _part_of_trunk(start: int, stop: int) -> str:
+    if start == stop:
+        return "embeddings"
+    return f"layer {start}" if stop - start == 1 else f"layers {start}-{stop - 1}"
 
 
 def _add_branches(node: Tree, manifest: Manifest, exit_layer: int) -> None:
     for name, entry in _by_exit(manifest):
         if entry.exit_layer == exit_layer:
-            layers = " ".join(f"[{exit_layer + i}]" for i in range(entry.own_layers))
             reached = f"{entry.metric} {_points(entry.dev_metric)}"
+            layers = _own_layers(exit_layer, entry.own_layers)
             node.add(Text.assemble((name, "bold cyan"), f" {layers} {entry.kind}, ", (reached, "green"), " on dev"))
+
+
+def _own_layers(start: int, count: int) -> str:
+    if count > _LAYERS_DRAWN:
+        return f"[{start}]..[{start + count - 1}]"
+    return " ".join(f"[{start + i}]" for i in range(count))
 
 
 def _by_exit(manifest: Manifest) -> list[tuple[str, TaskEntry]]:
@@ -165,15 +183,24 @@ def evaluation_table(results: Sequence[Evaluation]) -> Table:
     return table
 
 
-def calibration_table(results: Sequence[Calibrated]) -> Table:
-    """What calibration changed."""
+def calibration_table(results: Sequence[Calibrated]) -> RenderableType:
+    """What calibration changed, and what to mind about it."""
     table = Table(box=None, pad_edge=False)
-    for heading in ("task", "temperature", "thresholds", "rows", "before", "after"):
+    for heading in ("task", "temperature", "thresholds", "rows", "unseen labels", "before", "after"):
         table.add_column(heading)
     for r in results:
         thresholds = " ".join(f"{t:.2f}" for t in r.calibration.thresholds or ()) or "-"
         table.add_row(
-            r.task, f"{r.calibration.temperature:.2f}", thresholds, str(r.n_rows), _points(r.metric_before),
-            _points(r.metric_after),
+            r.task, f"{r.calibration.temperature:.2f}", thresholds, str(r.n_rows), str(r.n_unseen_labels),
+            _points(r.metric_before), _points(r.metric_after),
         )  # fmt: skip
-    return table
+    notes = [
+        Text(
+            f"{r.task}: temperature {r.calibration.temperature:.2f} is at the edge of its range; these rows do not "
+            "determine it (0.05: none is answered wrong; 20: the answers are no better than chance); use more rows",
+            style="yellow",
+        )
+        for r in results
+        if r.temperature_at_edge
+    ]
+    return Group(table, *notes)

@@ -12,18 +12,28 @@ from rich.console import Console, RenderableType
 from tests.tiny_bundles import provenance_of
 from tests.tiny_records import run_record
 from trunkline.bundle.manifest import Manifest, TaskEntry, TrunkEntry
+from trunkline.core.specs import Calibration
 from trunkline.core.types import LabelPrediction, LabelsPrediction, ScorePrediction, Span, SpansPrediction
+from trunkline.engine.calibrate import Calibrated
 from trunkline.train.candidates import candidates_of
 from trunkline.train.plan import make_plan
-from trunkline.views import answer_table, answer_text, bundle_picture, candidate_table, cost_table, plan_table
+from trunkline.views import (
+    answer_table,
+    answer_text,
+    bundle_picture,
+    calibration_table,
+    candidate_table,
+    cost_table,
+    plan_table,
+)
 
 N_LAYERS = 12
 tasks = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 3)), min_size=1, max_size=8)
 
 
-def drawn(picture: RenderableType) -> str:
+def drawn(picture: RenderableType, width: int = 200) -> str:
     stream = io.StringIO()
-    Console(file=stream, width=200).print(picture, highlight=False)
+    Console(file=stream, width=width).print(picture, highlight=False)
     return stream.getvalue()
 
 
@@ -80,22 +90,52 @@ def test_each_task_is_shown_with_what_it_costs_alone_and_added() -> None:
     shown = drawn(bundle_picture(manifest_of([(7, 1), (4, 3)])))
     rows = {line.split()[0]: line.split()[1:] for line in shown.splitlines() if line.startswith("task")}
     assert rows == {"task0": ["7", "+", "1", "1", "12"], "task1": ["4", "+", "3", "3", "12"]}
-    assert "7 of 12 layers" in shown
+    assert "7 of 12 layers run" in shown
     assert "11 (46%)" in shown
 
 
-def test_branches_hang_below_the_layer_they_leave_at() -> None:
-    lines = drawn(bundle_picture(manifest_of([(0, 1), (2, 2)]))).splitlines()
-    found = [line.strip("│├└─ ") for line in lines[: next(i for i, line in enumerate(lines) if not line.strip())]]
-    assert [line.split(" classification")[0] for line in found] == [
-        "trunk  bert: 2 of 12 layers",
-        "embeddings",
-        "task0 [0]",
-        "layer 0",
-        "layer 1",
-        "task1 [2] [3]",
+def tree_of(manifest: Manifest, width: int = 200) -> list[str]:
+    """The lines above the table of costs."""
+    lines = drawn(bundle_picture(manifest), width).splitlines()
+    return lines[: next(i for i, line in enumerate(lines) if not line.strip())]
+
+
+def test_branches_hang_below_the_part_of_the_trunk_they_leave_at() -> None:
+    lines = tree_of(manifest_of([(0, 1), (2, 2), (3, 0), (9, 5)]))
+    assert [line.split(" classification")[0] for line in lines] == [
+        "trunk  bert: 9 of 12 layers stored",
+        "├── embeddings",
+        "│   └── task0 [0]",
+        "├── layers 0-1",
+        "│   └── task1 [2] [3]",
+        "├── layer 2",
+        "│   └── task2 ",
+        "└── layers 3-8",
+        "    └── task3 [9]..[13]",
     ]
-    assert "accuracy 81.2 on dev" in found[2]
+    assert "accuracy 81.2 on dev" in lines[2]
+
+
+def test_layers_that_are_stored_and_not_read_are_told_from_those_that_run() -> None:
+    deep = manifest_of([(4, 1)])
+    shown = drawn(bundle_picture(msgspec.structs.replace(deep, trunk=manifest_of([(9, 1)]).trunk)))
+    assert "bert: 9 of 12 layers stored" in shown
+    assert "└── layers 4-8: no branch reads so deep" in shown
+    assert "trunk, 4 of 12 layers run" in shown
+
+
+@pytest.mark.parametrize(
+    ("n_layers", "exits"), [(24, (8, 20)), (12, tuple(i % 12 for i in range(21))), (24, tuple(range(24)))]
+)
+def test_every_task_is_whole_in_a_picture_80_columns_wide(n_layers: int, exits: tuple[int, ...]) -> None:
+    plain = manifest_of([(exit_layer, 1) for exit_layer in exits])
+    named = {f"a-task-with-a-name-of-some-length-{name}": entry for name, entry in plain.tasks.items()}
+    manifest = msgspec.structs.replace(plain, n_layers=n_layers, tasks=named)
+    lines = tree_of(manifest, 80)
+    for name in named:
+        assert sum(f"── {name} [" in line for line in lines) == 1, name
+    # A branch may take two lines, never a column of single words.
+    assert len(lines) <= 1 + len(set(exits)) + 2 * len(exits)
 
 
 def test_an_empty_bundle_can_be_drawn() -> None:
@@ -149,3 +189,20 @@ def test_brackets_in_texts_and_labels_are_shown_as_they_are() -> None:
     shown = drawn(answer_table("see [/red]", {"slots": SpansPrediction(spans=(span,))}))
     assert "see [/red]" in shown
     assert "city: '[/b] [red]x' [3:8]" in shown
+
+
+@pytest.mark.parametrize(("edge", "notes"), [(True, 1), (False, 0)])
+def test_a_temperature_at_the_edge_of_its_range_has_a_note(edge: bool, notes: int) -> None:
+    done = Calibrated(
+        task="intent",
+        branch="b" * 64,
+        calibration=Calibration(temperature=0.05),
+        temperature_at_edge=edge,
+        n_rows=20,
+        n_unseen_labels=3,
+        metric_before=100.0,
+        metric_after=100.0,
+    )
+    shown = drawn(calibration_table([done]))
+    assert shown.splitlines()[1].split() == ["intent", "0.05", "-", "20", "3", "100.0", "100.0"]
+    assert shown.count("intent: temperature 0.05 is at the edge of its range") == notes

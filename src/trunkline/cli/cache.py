@@ -4,7 +4,8 @@ from typing import Annotated
 
 import typer
 
-from trunkline.cli.printing import JsonOption, print_json, print_rich
+from trunkline.cli.options import JsonOption
+from trunkline.cli.show import show, show_json
 
 app = typer.Typer(
     help="Cached activations of the trunk: what there is, and making room.",
@@ -22,9 +23,9 @@ def list_command(*, as_json: JsonOption = False) -> None:
     root = default_cache_root()
     stores = list_stores(root)
     if as_json:
-        print_json(stores)
+        show_json(stores)
     else:
-        print_rich(store_table(str(root), stores))
+        show(store_table(str(root), stores))
 
 
 @app.command("prune")
@@ -48,6 +49,6 @@ def prune_command(
     )
     removed = prune(root, chosen)
     if as_json:
-        print_json(removed)
+        show_json(removed)
     else:
-        print_rich(store_table(f"removed from {root}", removed))
+        show(store_table(f"removed from {root}", removed))

@@ -1,18 +1,25 @@
 """Commands: parse, call the library, print; nothing else. Heavy libraries are imported inside the commands."""
 
+import errno
+import os
 import sys
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, cast
 
 import msgspec
 import typer
 
 import trunkline
 from trunkline.cli import cache as cache_commands
-from trunkline.cli.printing import JsonOption, print_json, print_rich
+from trunkline.cli.options import JsonOption, names, numbers, read_tasks, train_request
+from trunkline.cli.show import show, show_json, show_manifest, show_manifest_and_cost
 from trunkline.cli.status import working
 from trunkline.core.errors import MissingDependencyError, SpecError, TrunklineError
+
+if TYPE_CHECKING:
+    from trunkline.engine.stream import ReadsWhatIsThere
 
 app = typer.Typer(
     name="trunkline",
@@ -35,13 +42,42 @@ app.add_typer(cache_commands.app, name="cache")
 
 
 def main() -> NoReturn:
-    """Run the command line; a deliberate error ends it with its message and exit code 1."""
+    """Run the command line; a deliberate error, or one of the operating system, ends it with a message and code 1."""
     try:
-        _run()
+        _require_streams()
+        try:
+            _run()
+        finally:
+            # What is still buffered is written here, where a full disk can be told of.
+            sys.stdout.flush()
     except TrunklineError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(1)
+        _fail(str(error))
+    except OSError as error:
+        _drop_output()
+        if error.errno == errno.EPIPE:  # The reader went away, as `head` does.
+            sys.exit(1)
+        subject = "standard output or a file" if error.filename is None else repr(str(error.filename))
+        _fail(f"{subject}: {error.strerror or error}; make room or mend it, then run the command again")
     sys.exit(0)
+
+
+def _require_streams() -> None:
+    """Refuse to run without standard output or standard error; Python has None for those that are closed."""
+    for name, stream in (("error", sys.stderr), ("output", sys.stdout)):
+        if stream is None:
+            _fail(f"standard {name}: is closed; a command needs it; lead it to a file or to /dev/null")
+
+
+def _fail(message: str) -> NoReturn:
+    if sys.stderr is not None:
+        sys.stderr.write(f"error: {message}\n")
+    sys.exit(1)
+
+
+def _drop_output() -> None:
+    """Lead standard output nowhere: what could not be written must not be tried again when Python ends."""
+    with suppress(OSError):  # Something that is no file stands in its place.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run() -> None:
@@ -105,19 +141,19 @@ def train(  # noqa: PLR0913 - each option is one of the request's fields
     from trunkline.train.progress import RunProgress
     from trunkline.train.run import Workbench
 
-    request = _request(
-        layers=_numbers(layers, "--layers"),
-        seeds=_numbers(seeds, "--seeds"),
+    request = train_request(
+        layers=numbers(layers, "--layers"),
+        seeds=numbers(seeds, "--seeds"),
         full=full,
-        student_layers=_numbers(students, "--students"),
-        student_exits=_numbers(student_exits, "--student-exits") or None,
+        student_layers=numbers(students, "--students"),
+        student_exits=numbers(student_exits, "--student-exits") or None,
         student_inits=("teacher", "backbone") if init == "both" else (init,),
         preset=preset,
         selection=select,
         cache_dtype=cache_dtype,
     )
     limit_bytes = parse_size(cache_limit) if cache_limit else None
-    specs = _read_tasks(tasks)
+    specs = read_tasks(tasks)
     loaded = _load_backbone(backbone)
     check_request(request, loaded.config.n_layers)
     chosen = None if precision == "auto" else precision
@@ -129,11 +165,11 @@ def train(  # noqa: PLR0913 - each option is one of the request's fields
         )
         records = train_tasks(bench, specs, request)
     if as_json:
-        print_json(records)
+        show_json(records)
     else:
         from trunkline.views import candidate_table
 
-        print_rich(candidate_table(candidates_of(records)))
+        show(candidate_table(candidates_of(records)))
 
 
 @app.command()
@@ -141,7 +177,7 @@ def plan(
     runs: Annotated[Path, typer.Argument(help="Folder that `train` wrote.")],
     *,
     min_gain: Annotated[float, typer.Option(help="Points that each added layer must bring (the paper's c).")] = 1.0,
-    tasks: Annotated[str, typer.Option(help="Plan these tasks only, for example cola,mrpc.")] = "",
+    tasks: Annotated[str | None, typer.Option(help="Plan these tasks only, for example cola,mrpc.")] = None,
     out: Annotated[Path | None, typer.Option(help="Where the plan goes; RUNS/plan.json by default.")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -149,12 +185,12 @@ def plan(
     from trunkline.train.plan import plan_runs, write_plan
     from trunkline.views import plan_table
 
-    made = plan_runs(runs, min_gain=min_gain, tasks=_names(tasks) or None)
+    made = plan_runs(runs, min_gain=min_gain, tasks=names(tasks, "--tasks"))
     path = write_plan(made, out or runs / "plan.json")
     if as_json:
-        print_json(made)
+        show_json(made)
     else:
-        print_rich(plan_table(made))
+        show(plan_table(made))
         typer.echo(f"written to {path}; next: trunkline merge {path} --out BUNDLE")
 
 
@@ -177,7 +213,7 @@ def merge(
             out,
             digests=[task.branch_digest for task in made.tasks],
         )
-    _show_manifest(bundle.manifest, as_json=as_json)
+    show_manifest(bundle.manifest, as_json=as_json)
 
 
 @app.command()
@@ -188,8 +224,10 @@ def attach(
     from trunkline.bundle.merge import attach as attach_branch
     from trunkline.bundle.store import open_bundle
 
-    deeper = None if backbone is None else _load_backbone(backbone)
-    _show_manifest(attach_branch(open_bundle(bundle), branch, backbone=deeper), as_json=as_json)
+    with working(f"attaching {branch} to {bundle}"):
+        deeper = None if backbone is None else _load_backbone(backbone)
+        manifest = attach_branch(open_bundle(bundle), branch, backbone=deeper)
+    show_manifest(manifest, as_json=as_json)
 
 
 @app.command()
@@ -200,8 +238,10 @@ def replace(
     from trunkline.bundle.merge import replace as replace_branch
     from trunkline.bundle.store import open_bundle
 
-    deeper = None if backbone is None else _load_backbone(backbone)
-    _show_manifest(replace_branch(open_bundle(bundle), branch, backbone=deeper), as_json=as_json)
+    with working(f"replacing a branch of {bundle} by {branch}"):
+        deeper = None if backbone is None else _load_backbone(backbone)
+        manifest = replace_branch(open_bundle(bundle), branch, backbone=deeper)
+    show_manifest(manifest, as_json=as_json)
 
 
 @app.command()
@@ -215,7 +255,7 @@ def detach(
     from trunkline.bundle.merge import detach as detach_task
     from trunkline.bundle.store import open_bundle
 
-    _show_manifest(detach_task(open_bundle(bundle), task), as_json=as_json)
+    show_manifest(detach_task(open_bundle(bundle), task), as_json=as_json)
 
 
 @app.command()
@@ -223,7 +263,7 @@ def inspect(bundle: BundleArgument, *, as_json: JsonOption = False) -> None:
     """Show trunk, branches and what they cost."""
     from trunkline.bundle.store import open_bundle
 
-    _show_manifest(open_bundle(bundle).manifest, as_json=as_json)
+    show_manifest_and_cost(open_bundle(bundle).manifest, as_json=as_json)
 
 
 @app.command()
@@ -234,7 +274,7 @@ def verify(bundle: BundleArgument, *, as_json: JsonOption = False) -> None:
     with working(f"verifying {bundle}"):
         report = verify_bundle(bundle)
     if as_json:
-        print_json(report)
+        show_json(report)
     else:
         typer.echo(
             f"{bundle}: {len(report.tasks)} tasks verified, largest logit difference {report.largest_difference:.1e}"
@@ -243,19 +283,25 @@ def verify(bundle: BundleArgument, *, as_json: JsonOption = False) -> None:
 
 @app.command()
 def predict(
-    bundle: BundleArgument, *, tasks: Annotated[str, typer.Option(help="Ask these tasks only, e.g. a,b.")] = ""
+    bundle: BundleArgument,
+    *,
+    tasks: Annotated[str | None, typer.Option(help="Ask these tasks only, e.g. a,b; others are not read.")] = None,
 ) -> None:
-    """Answer JSON lines from standard input, one JSON line each on standard output."""
+    """Answer JSON lines from standard input, one JSON line each on standard output, as they come."""
     from trunkline.engine.engine import Engine
-    from trunkline.engine.stream import answer_lines
+    from trunkline.engine.stream import answer_lines, ready_lines
 
+    asked = names(tasks, "--tasks")
+    if sys.stdin is None:
+        raise SpecError("standard input: is closed; predict reads lines from it; give it a file or a pipe")
     with working(f"opening {bundle}"):
-        engine = Engine.open(bundle)
+        engine = Engine.open(bundle, tasks=asked)
+    stdin = cast("ReadsWhatIsThere", sys.stdin.buffer)
     cut: Counter[str] = Counter()
     n_answered = 0
     try:
         with working("waiting for lines", prints=True) as tell:
-            for chunk in answer_lines(engine, sys.stdin.buffer, "standard input", tasks=_names(tasks) or None):
+            for chunk in answer_lines(engine, ready_lines(stdin), "standard input", tasks=asked):
                 cut.update(chunk.n_truncated)
                 for answers in chunk.answers:
                     sys.stdout.buffer.write(msgspec.json.encode(answers) + b"\n")
@@ -278,21 +324,24 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Measure a bundle's tasks on labelled rows."""
+    from trunkline.bundle.store import open_bundle
     from trunkline.engine.engine import Engine
+    from trunkline.engine.evaluate import check_tasks
     from trunkline.engine.evaluate import evaluate as evaluate_task
 
-    specs, results = _read_tasks(tasks), []
+    specs, results = read_tasks(tasks), []
+    check_tasks(open_bundle(bundle).manifest, specs, part)
     with working(f"opening {bundle}") as tell:
-        engine = Engine.open(bundle)
+        engine = Engine.open(bundle, tasks=[spec.name for spec in specs])
         for number, spec in enumerate(specs, start=1):
             tell(f"evaluating {spec.name} ({number} of {len(specs)})")
             results.append(evaluate_task(engine, spec, part))
     if as_json:
-        print_json(results)
+        show_json(results)
     else:
         from trunkline.views import evaluation_table
 
-        print_rich(evaluation_table(results))
+        show(evaluation_table(results))
 
 
 @app.command()
@@ -306,19 +355,19 @@ def calibrate(
     as_json: JsonOption = False,
 ) -> None:
     """Fit temperature and thresholds on a slice of train, and replace the branches."""
-    from trunkline.engine.calibrate import calibrate as calibrate_task
+    from trunkline.engine.calibrate import calibrate_tasks
 
-    specs, results = _read_tasks(tasks), []
+    specs = read_tasks(tasks)
     with working(f"opening {bundle}") as tell:
-        for number, spec in enumerate(specs, start=1):
-            tell(f"calibrating {spec.name} ({number} of {len(specs)})")
-            results.append(calibrate_task(bundle, spec, abstain_below=abstain_below))
+        results = calibrate_tasks(
+            bundle, specs, abstain_below=abstain_below, on_task=lambda task: tell(f"calibrating {task}")
+        )
     if as_json:
-        print_json(results)
+        show_json(results)
     else:
         from trunkline.views import calibration_table
 
-        print_rich(calibration_table(results))
+        show(calibration_table(results))
 
 
 @app.command()
@@ -333,47 +382,7 @@ def demo(
     run_demo(out, data=data)
 
 
-def _request(**fields: Any) -> Any:
-    from trunkline.core.specs import convert_spec
-    from trunkline.train.spec import TrainRequest
-    from trunkline.train.spec import preset as look_up
-
-    values = fields | {"preset": msgspec.to_builtins(look_up(fields["preset"]))}
-    return convert_spec(values, TrainRequest, "options of `trunkline train`")
-
-
-def _read_tasks(paths: list[Path]) -> list[Any]:
-    from trunkline.core.specs import read_task
-
-    specs = [read_task(path) for path in paths]
-    names = [spec.name for spec in specs]
-    for name in names:
-        if names.count(name) > 1:
-            raise SpecError(f"task {name!r} is described by {names.count(name)} files; give each task once")
-    return specs
-
-
 def _load_backbone(name: str) -> Any:
     from trunkline.model.backbone import load_backbone
 
     return load_backbone(name)
-
-
-def _numbers(text: str, option: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in _names(text))
-    except ValueError as error:
-        raise SpecError(f"{option} is {text!r}; give whole numbers separated by commas, for example 2,4") from error
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
-def _show_manifest(manifest: Any, *, as_json: bool) -> None:
-    if as_json:
-        print_json(manifest)
-    else:
-        from trunkline.views import bundle_picture
-
-        print_rich(bundle_picture(manifest))

@@ -3,11 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 
-from trunkline.bundle.manifest import deepest_exit
 from trunkline.bundle.store import open_bundle
 from trunkline.core.errors import DataError, NonFiniteError, UnknownNameError, nearest_hint
 from trunkline.core.specs import BranchSpec
@@ -22,6 +21,8 @@ from trunkline.model.score import Answer, answer
 from trunkline.model.trunk import Trunk
 
 ROWS_PER_BATCH = 32
+
+ValueT = TypeVar("ValueT")
 
 _Asked: TypeAlias = dict[str, list[int]]
 """Task name to the indices of the examples that it answers."""
@@ -64,31 +65,32 @@ class Engine:
         self.tokenizer = tokenizer
 
     @classmethod
-    def open(cls, path: Path, *, device: str = "cpu") -> "Engine":
-        """Read and verify a whole bundle.
+    def open(cls, path: Path, *, tasks: Sequence[str] | None = None, device: str = "cpu") -> "Engine":
+        """Read and verify a bundle, or those of its branches that are asked for.
 
         Args:
             path: The bundle's folder.
+            tasks: Which branches to read, so that a damaged one elsewhere is no hindrance, and the trunk only as deep
+                as they need; None reads all.
             device: As torch names it.
 
         Raises:
-            BundleError: The bundle is damaged or does not fit together (see `trunkline.bundle.store`).
+            UnknownNameError: A task is not in the bundle; the message names the nearest.
+            BundleError: What is read is damaged or does not fit together (see `trunkline.bundle.store`).
             SpecError: The machine has no such device.
         """
         bundle = open_bundle(path)
+        entries = bundle.manifest.tasks
+        wanted = entries if tasks is None else {task: known_task(task, entries) for task in tasks}
         stored = bundle.trunk()
-        trunk = Trunk.build(stored.config, stored.tensors, depth=deepest_exit(bundle.manifest))
+        depth = max((entry.exit_layer for entry in wanted.values()), default=0)
+        trunk = Trunk.build(stored.config, stored.tensors, depth=depth)
         branches, specs = {}, {}
-        for task in bundle.manifest.tasks:
+        for task in wanted:
             branch = bundle.branch(task)
             specs[task] = branch.spec
             branches[task] = load_branch(branch.spec, stored.config, branch.tensors)
         return cls(Runner(trunk, branches, device), specs, stored.tokenizer)
-
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        """Names of the tasks, in the order of the manifest."""
-        return tuple(self.specs)
 
     def spec(self, task: str) -> BranchSpec:
         """What a task's branch is.
@@ -96,23 +98,19 @@ class Engine:
         Raises:
             UnknownNameError: There is no such task; the message names the nearest.
         """
-        if task not in self.specs:
-            raise UnknownNameError(f"task {task!r}: is not in the bundle; {nearest_hint(task, self.specs)}")
-        return self.specs[task]
+        return known_task(task, self.specs)
 
     def predict(
         self,
         examples: Sequence[Example] | Sequence[str],
         *,
         tasks: Sequence[str] | None = None,
-        rows_per_batch: int = ROWS_PER_BATCH,
     ) -> list[dict[str, Prediction]]:
         """Answer texts.
 
         Args:
             examples: Texts, or texts and pairs; tagging takes an example's ``word_spans`` for words where it has them.
             tasks: Which tasks answer; None lets every task answer whose input form fits the example.
-            rows_per_batch: Most rows that run at once.
 
         Returns:
             For each example its answers by task, in the order asked.
@@ -122,56 +120,51 @@ class Engine:
             DataError: A task for pairs is asked about a single text, or the other way round; or `examples` is a str.
             NonFiniteError: A logit is NaN or infinite.
         """
-        return self.predict_counted(examples, tasks=tasks, rows_per_batch=rows_per_batch).answers
+        return self.predict_counted(examples, tasks=tasks).answers
 
     def predict_counted(
         self,
         examples: Sequence[Example] | Sequence[str],
         *,
         tasks: Sequence[str] | None = None,
-        rows_per_batch: int = ROWS_PER_BATCH,
     ) -> Answered:
         """Answer texts, and count those that were cut; arguments and errors as of `predict`."""
         rows = _as_examples(examples)
         asked = self._asked(rows, tasks)
         answers: list[dict[str, Prediction]] = [{} for _ in rows]
         n_truncated = {}
-        for task, raw in self._run(rows, asked, rows_per_batch).items():
+        for task, raw in self._run(rows, asked).items():
             for index, found in zip(asked[task], raw, strict=True):
                 answers[index][task] = self._prediction(found, rows[index], self.specs[task])
             n_truncated[task] = sum(found.row.truncated for found in raw)
         return Answered(answers, n_truncated)
 
-    def answers(
-        self, examples: Sequence[Example] | Sequence[str], task: str, *, rows_per_batch: int = ROWS_PER_BATCH
-    ) -> list[Answer]:
+    def answers(self, examples: Sequence[Example] | Sequence[str], task: str) -> list[Answer]:
         """Answers of one task in the form that metrics take (see `trunkline.model.score`); errors as of `predict`."""
+        return self.answers_counted(examples, task)[0]
+
+    def answers_counted(self, examples: Sequence[Example] | Sequence[str], task: str) -> tuple[list[Answer], int]:
+        """As `answers`, and how many of the texts were longer than the task's ``max_length`` and were cut."""
         rows = _as_examples(examples)
         spec = self.spec(task)
+        found = self._raw(rows, task)
         answers = []
-        for example, raw in zip(rows, self._raw(rows, task, rows_per_batch), strict=True):
+        for example, raw in zip(rows, found, strict=True):
             positions = _positions(raw.row, example) if spec.kind == "tagging" else None
             answers.append(answer(_lines(raw, positions), spec, positions))
-        return answers
+        return answers, sum(raw.row.truncated for raw in found)
 
-    def logits(
-        self, examples: Sequence[Example] | Sequence[str], task: str, *, rows_per_batch: int = ROWS_PER_BATCH
-    ) -> list[np.ndarray]:
+    def logits(self, examples: Sequence[Example] | Sequence[str], task: str) -> list[np.ndarray]:
         """Raw logits of one task.
 
         Returns:
             For each example (n_outputs,) float32, or (tokens, n_labels) for tagging, special tokens included,
             padding left out. Errors as of `predict`.
         """
-        return [raw.logits for raw in self._raw(_as_examples(examples), task, rows_per_batch)]
+        return [raw.logits for raw in self._raw(_as_examples(examples), task)]
 
-    def count_truncated(self, examples: Sequence[Example] | Sequence[str], task: str) -> int:
-        """How many texts are longer than the task's ``max_length`` and are cut."""
-        rows = self.tokenizer.encode(_as_examples(examples), max_length=self.spec(task).max_length)
-        return sum(row.truncated for row in rows)
-
-    def _raw(self, examples: list[Example], task: str, rows_per_batch: int) -> list[_Raw]:
-        return self._run(examples, self._asked(examples, (task,)), rows_per_batch)[task]
+    def _raw(self, examples: list[Example], task: str) -> list[_Raw]:
+        return self._run(examples, self._asked(examples, (task,)))[task]
 
     def _asked(self, examples: list[Example], tasks: Sequence[str] | None) -> _Asked:
         if tasks is None:
@@ -185,12 +178,12 @@ class Engine:
                 check_form(example, spec, f"input {index}")
         return {task: list(range(len(examples))) for task in dict.fromkeys(tasks)}
 
-    def _run(self, examples: list[Example], asked: _Asked, rows_per_batch: int) -> dict[str, list[_Raw]]:
+    def _run(self, examples: list[Example], asked: _Asked) -> dict[str, list[_Raw]]:
         encoded = self._encode(examples, asked)
         distinct, users = _distinct(encoded)
         used = {task: np.isin(np.arange(len(distinct)), rows) for task, rows in users.items()}
         logits: dict[str, dict[int, np.ndarray]] = {task: {} for task in encoded}
-        for batch in length_batches([len(row.token_ids) for row in distinct], rows_per_batch=rows_per_batch):
+        for batch in length_batches([len(row.token_ids) for row in distinct], rows_per_batch=ROWS_PER_BATCH):
             wanted = {task: np.flatnonzero(uses[batch]) for task, uses in used.items()}
             padded = collate([distinct[number] for number in batch], self.tokenizer.pad_id)
             for task, values in self.runner.run(padded, wanted):
@@ -229,6 +222,17 @@ class Engine:
         return decode(_lines(raw, positions), spec, words, positions)
 
 
+def known_task(task: str, known: Mapping[str, ValueT]) -> ValueT:
+    """What is known of a task.
+
+    Raises:
+        UnknownNameError: There is no such task; the message names the nearest.
+    """
+    if task not in known:
+        raise UnknownNameError(f"task {task!r}: is not in the bundle; {nearest_hint(task, known)}")
+    return known[task]
+
+
 def check_form(example: Example, spec: BranchSpec, where: str) -> None:
     """Refuse an example of another input form than the task's.
 
@@ -236,10 +240,12 @@ def check_form(example: Example, spec: BranchSpec, where: str) -> None:
         DataError: It is a single text and the task takes pairs, or the other way round; the message names `where`.
     """
     if not _fits(example, spec):
-        found, wanted = ("a single text", "pairs") if spec.input == "pair" else ("a pair", "single texts")
-        raise DataError(
-            f"{where}: is {found}; task {spec.task!r} takes {wanted}; give text_pair with it or leave the task out"
+        found, wanted, cure = (
+            ("a single text", "pairs", "give text_pair with it")
+            if spec.input == "pair"
+            else ("a pair", "single texts", "remove text_pair")
         )
+        raise DataError(f"{where}: is {found}; task {spec.task!r} takes {wanted}; {cure} or leave the task out")
 
 
 def _as_examples(examples: Sequence[Example] | Sequence[str]) -> list[Example]:

@@ -1,12 +1,14 @@
 """How good a bundle's task is on labelled rows."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from trunkline.bundle.manifest import Manifest, TaskEntry
 from trunkline.core.errors import SpecError
 from trunkline.core.specs import BranchSpec, Metric, TaskSpec
 from trunkline.data.labels import unseen_labels
 from trunkline.data.read import Part, read_part
-from trunkline.engine.engine import Engine
+from trunkline.engine.engine import Engine, known_task
 from trunkline.model.score import score_predictions
 
 
@@ -33,7 +35,20 @@ class Evaluation:
     n_unseen_labels: int
 
 
-def check_same_task(branch: BranchSpec, task: TaskSpec) -> None:
+def check_tasks(manifest: Manifest, tasks: Sequence[TaskSpec], part: Part) -> None:
+    """Refuse a request of which a task could not be met, before anything is done for the first.
+
+    Raises:
+        UnknownNameError: The bundle has no such task.
+        SpecError: Kind or input differ between task file and branch, or a task names no such part.
+    """
+    for task in tasks:
+        check_same_task(known_task(task.name, manifest.tasks), task)
+        if getattr(task.data, part) is None:
+            raise SpecError(f"task {task.name!r}: has no {part} data; name a file under data.{part} in the task file")
+
+
+def check_same_task(branch: BranchSpec | TaskEntry, task: TaskSpec) -> None:
     """Refuse a task file that speaks of another kind of task than the branch.
 
     Raises:
@@ -62,12 +77,13 @@ def evaluate(engine: Engine, task: TaskSpec, part: Part) -> Evaluation:
     branch = engine.spec(task.name)
     check_same_task(branch, task)
     examples = read_part(task, part)
+    answers, n_truncated = engine.answers_counted(examples, task.name)
     return Evaluation(
         task=task.name,
         part=part,
         metric=branch.metric,
-        points=score_predictions(branch, engine.answers(examples, task.name), examples),
+        points=score_predictions(branch, answers, examples),
         n_rows=len(examples),
-        n_truncated=engine.count_truncated(examples, task.name),
+        n_truncated=n_truncated,
         n_unseen_labels=sum(unseen_labels(branch.labels, examples).values()),
     )

@@ -6,26 +6,44 @@ import msgspec
 import numpy as np
 
 from trunkline.core.errors import DataError
-from trunkline.core.specs import BranchSpec, Calibration
+from trunkline.core.specs import BranchSpec, Calibration, Kind
 from trunkline.core.types import Example
 from trunkline.data.labels import label_index, target_labels
 from trunkline.model.decode import DEFAULT_THRESHOLD, probabilities
 
 TEMPERATURE_RANGE = (0.05, 20.0)
+_EDGE = 1e-3  # In logarithms; the search comes within about 1e-5 of an end, never onto it.
 THRESHOLDS = np.round(np.arange(0.05, 0.951, 0.05), 2)
 
 
-def check_kind(branch: BranchSpec) -> None:
-    """Refuse a branch that has no probabilities.
+def check_kind(task: str, kind: Kind) -> None:
+    """Refuse a task whose branch has no probabilities.
 
     Raises:
         DataError: The kind has nothing to calibrate.
     """
-    if branch.kind not in ("classification", "multilabel"):
+    if kind not in ("classification", "multilabel"):
         raise DataError(
-            f"task {branch.task!r}: a {branch.kind} branch has no probabilities to calibrate; "
+            f"task {task!r}: a {kind} branch has no probabilities to calibrate; "
             "calibrate classification and multilabel tasks"
         )
+
+
+def usable_rows(branch: BranchSpec, examples: Sequence[Example]) -> np.ndarray:
+    """Which rows a calibration is fitted on: (rows,) bool.
+
+    Rows without a target are left out, and so are those of classes that the branch does not know.
+    """
+    known = frozenset(branch.labels)
+    return np.array(
+        [row.target is not None and (branch.kind != "classification" or row.target in known) for row in examples],
+        dtype=bool,
+    )
+
+
+def at_edge(temperature: float) -> bool:
+    """Whether a fitted temperature lies at an end of `TEMPERATURE_RANGE`: the loss has its minimum beyond it."""
+    return bool(np.isclose(np.log(temperature), np.log(TEMPERATURE_RANGE), rtol=0, atol=_EDGE).any())
 
 
 def fit_calibration(branch: BranchSpec, logits: Sequence[np.ndarray], examples: Sequence[Example]) -> Calibration:
@@ -38,19 +56,17 @@ def fit_calibration(branch: BranchSpec, logits: Sequence[np.ndarray], examples: 
     Args:
         branch: Kind, labels and the calibration in force, whose ``abstain_below`` is kept.
         logits: One array a row: (labels,).
-        examples: The rows; those without a target, and classes that the branch does not know, are left out.
+        examples: The rows; those that are not `usable_rows` are left out.
 
     Raises:
         DataError: The kind has nothing to calibrate, or no row has a label that the branch knows.
     """
-    check_kind(branch)
+    check_kind(branch.task, branch.kind)
     index = label_index(branch.labels)
     targets = np.zeros((len(examples), len(index)), dtype=np.float64)
     for row, example in enumerate(examples):
         targets[row, [index[name] for name in target_labels(example.target) if name in index]] = 1.0
-    known = np.array([example.target is not None for example in examples], dtype=bool)
-    if branch.kind == "classification":
-        known &= targets.any(axis=1)
+    known = usable_rows(branch, examples)
     if not known.any():
         raise DataError(
             f"task {branch.task!r}: none of {len(examples)} rows has a label that the branch knows; at least one is "

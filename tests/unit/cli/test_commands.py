@@ -147,7 +147,9 @@ def test_inspect_draws_trunk_branches_and_cost(project: Project) -> None:
         assert f"── {name} [" in shown.out
     (total,) = [line for line in shown.out.splitlines() if line.startswith("all tasks at once")]
     assert total.split()[4:] == [str(depth + own), f"({(depth + own) / 12:.0%})", "12"]
-    assert msgspec.convert(succeeded(run_cli("inspect", project.bundle, "--json")).json(), Manifest) == manifest
+    printed = succeeded(run_cli("inspect", project.bundle, "--json")).json()
+    assert printed.pop("cost") == {"trunk_depth": depth, "layer_cost": depth + own, "single_task_layers": 12}
+    assert msgspec.convert(printed, Manifest) == manifest
 
 
 def test_verify_says_how_near_the_answers_are(project: Project) -> None:
@@ -198,6 +200,24 @@ def test_predict_names_the_line_that_is_wrong(project: Project) -> None:
     refused = run_cli("predict", project.bundle, stdin=b'{"text": "no"}\n{"text": 3}\n')
     assert refused.code == 1
     assert "standard input line 2" in refused.err
+    assert refused.out.count("\n") == 1
+
+
+def test_predict_and_evaluate_read_no_branch_that_is_not_asked(project: Project, tmp_path: Path) -> None:
+    bundle = project.copy(tmp_path)
+    for weights in (bundle / "branches" / "places").rglob("branch.safetensors"):
+        weights.write_bytes(b"damaged")
+    assert run_cli("predict", bundle, stdin=b'{"text": "no"}').code == 1
+    (answer,) = lines(run_cli("predict", bundle, "--tasks", "topic", stdin=b'{"text": "no"}'))
+    assert list(answer) == ["topic"]
+    assert succeeded(run_cli("evaluate", bundle, *project.tasks[:2]))
+    assert succeeded(run_cli("calibrate", bundle, project.tasks[0]))
+
+
+def test_predict_answers_the_lines_before_one_that_is_nested_too_deep(project: Project) -> None:
+    refused = run_cli("predict", project.bundle, stdin=b'{"text": "no"}\n' + b"[" * 100_000 + b"\n")
+    assert refused.code == 1
+    assert refused.err.startswith("error: standard input line 2: not valid JSON")
     assert refused.out.count("\n") == 1
 
 
@@ -261,12 +281,15 @@ def test_calibrate_replaces_the_branch_and_leaves_the_others(project: Project, t
     assert topic["metric_after"] == topic["metric_before"]
     assert len(topics["calibration"]["thresholds"]) == 3
     assert [topic["n_rows"], topics["n_rows"]] == [30, 30]
+    assert [topic["n_unseen_labels"], topics["n_unseen_labels"]] == [0, 0]
     assert (after["topic"].branch, after["topics"].branch) == (topic["branch"], topics["branch"])
     assert before["topic"].branch != topic["branch"]
     assert after["places"] == before["places"]
     assert open_bundle(bundle).branch("topic").spec.calibration.temperature == topic["calibration"]["temperature"]
     assert succeeded(run_cli("verify", bundle))
     assert "temperature" in succeeded(run_cli("calibrate", bundle, project.tasks[0])).out
+    dev = next(r for r in succeeded(run_cli("evaluate", bundle, project.tasks[1], "--json")).json())
+    assert after["topics"].dev_metric == dev["points"]
 
 
 def test_version_is_printed() -> None:

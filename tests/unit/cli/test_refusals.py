@@ -28,6 +28,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_task(folder / "long", "topic", max_length=100)
     make_bundle(folder, "intent", "slots")
     write_task(folder / "other", "topic", name="intent", kind="multilabel")
+    write_task(folder / "same", "topic", name="intent")
     put_branch(folder / "foreign", "mood", backbone_of("bert", seed=1), exit_layer=1)
     (folder / "unknown_key.yaml").write_text("name: a\nkind: classification\nmetrik: accuracy\n")
     (folder / "not.yaml").write_text("name: [a\n")
@@ -53,19 +54,37 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     "a file that is no text": (("train", "bytes.yaml", *TRAIN[2:]), "task file 'bytes.yaml': not valid YAML"),
     "a task given twice": (("train", "topic.yaml", "copy/topic.yaml", *TRAIN[2:]), "'topic' is described by 2 files"),
     "too long rows": (("train", "long/topic.yaml", *TRAIN[2:], "--layers", "2"), "max_length 100 is more than the 64"),
-    "no such backbone": (("train", "topic.yaml", "--backbone", "empty", "--out", "runs"), "config.json"),
+    "no such backbone": (("train", "topic.yaml", "--backbone", "./none", "--out", "runs"), "'./none'"),
+    "a backbone folder without files": (
+        ("train", "topic.yaml", "--backbone", "empty", "--out", "runs"), "config.json",
+    ),
     "a plan of nothing": (("plan", "empty"), "has no runs; run `trunkline train` first"),
     "no such plan": (("merge", "none.json", "--out", "b"), "plan 'none.json': cannot be read"),
     "a plan that is none": (("merge", "unknown_key.yaml", "--out", "b"), "plan 'unknown_key.yaml': not valid JSON"),
-    "no such bundle": (("inspect", "none"), "none"),
+    "no such bundle": (("inspect", "none"), "none/manifest.json: "),
     "a folder that is no bundle": (("verify", "empty"), "manifest.json"),
     "a branch of another trunk": (("attach", "bundle", "foreign"), "was trained on trunk"),
     "a task that is there": (("attach", "bundle", "run-intent"), "is there already"),
     "an unknown task to detach": (("detach", "bundle", "intend"), "did you mean 'intent'?"),
     "an unknown task to ask": (("predict", "bundle", "--tasks", "intend"), "did you mean 'intent'?"),
     "an unknown task to evaluate": (("evaluate", "bundle", "topic.yaml"), "task 'topic': is not in the bundle"),
-    "a part that is not there": (("evaluate", "bundle", "other/topic.yaml", "--part", "test"), "task 'intent'"),
-    "an unknown task to calibrate": (("calibrate", "bundle", "topic.yaml"), "task 'topic': not in bundle"),
+    "a part that is not there": (
+        ("evaluate", "bundle", "same/topic.yaml", "--part", "test"), "task 'intent': has no test data",
+    ),
+    "another kind to evaluate": (("evaluate", "bundle", "other/topic.yaml"), "the task file says multilabel"),
+    "a list of tasks that names none": (("predict", "bundle", "--tasks", ","), "--tasks is ',': it names no task"),
+    "an empty list of tasks": (("predict", "bundle", "--tasks", ""), "--tasks is '': it names no task"),
+    "a plan of tasks that names none": (("plan", "runs", "--tasks", ","), "--tasks is ',': it names no task"),
+    "an unknown task to calibrate": (("calibrate", "bundle", "topic.yaml"), "task 'topic': is not in the bundle"),
+    "a second task to calibrate that is unknown": (
+        ("calibrate", "bundle", "same/topic.yaml", "topic.yaml"), "task 'topic': is not in the bundle",
+    ),
+    "a second task to evaluate that is unknown": (
+        ("evaluate", "bundle", "same/topic.yaml", "topic.yaml"), "task 'topic': is not in the bundle",
+    ),
+    "abstention beyond 1": (
+        ("calibrate", "bundle", "same/topic.yaml", "--abstain-below", "1.5"), "abstain_below: 1.5 is outside 0..1",
+    ),
     "another kind to calibrate": (("calibrate", "bundle", "other/topic.yaml"), "the task file says multilabel"),
 }  # fmt: skip
 
@@ -134,6 +153,68 @@ def test_a_reader_that_goes_away_ends_the_command_quietly(place: Path) -> None:
         process.stdin.close()
         assert process.stderr.read() == b""
         assert process.wait(60) == 1
+
+
+def test_a_partner_that_waits_for_each_answer_gets_it(place: Path) -> None:
+    with start("predict", place / "bundle", stdin=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for text in ("no", "yes"):
+            process.stdin.write(b'{"text": "%s"}\n' % text.encode())
+            process.stdin.flush()
+            assert process.stdout.readline().startswith(b'{"intent":')
+        process.stdin.close()
+        assert process.stdout.read() == b""
+        assert process.wait(60) == 0
+
+
+FULL = Path("/dev/full")
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="there is no /dev/full on this system")
+@pytest.mark.parametrize("arguments", [("predict", "bundle"), ("inspect", "bundle"), ("inspect", "bundle", "--json")])
+def test_a_full_disk_is_said_in_one_line(place: Path, arguments: tuple[str, ...]) -> None:
+    with FULL.open("wb") as full:
+        done = in_a_process(place, *arguments, stdout=full)
+    assert done.returncode == 1
+    assert done.stderr.decode() == (
+        "error: standard output or a file: No space left on device; make room or mend it, then run the command again\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "closed", "message"),
+    [
+        (("predict", "bundle"), 0, "error: standard input: is closed"),
+        (("predict", "bundle"), 1, "error: standard output: is closed"),
+        (("inspect", "bundle"), 1, "error: standard output: is closed"),
+        (("inspect", "bundle"), 2, ""),
+    ],
+)
+def test_a_closed_stream_is_refused(place: Path, arguments: tuple[str, ...], closed: int, message: str) -> None:
+    done = in_a_process(place, *arguments, closed=closed, stdout=subprocess.PIPE)
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr.decode().startswith(message)
+    assert done.stderr.count(b"\n") == bool(message)
+
+
+def test_a_command_that_reads_nothing_needs_no_standard_input(place: Path) -> None:
+    assert in_a_process(place, "inspect", "bundle", closed=0, stdout=subprocess.PIPE).returncode == 0
+
+
+def in_a_process(place: Path, *arguments: str, stdout: Any, closed: int | None = None) -> Any:
+    """Run a command in a process of its own, by a shell that may close one of its streams."""
+    command = 'exec "$@"' if closed is None else f'exec "$@" {closed}>&-'
+    code = "from trunkline.cli import main; main()"
+    return subprocess.run(
+        ["/bin/sh", "-c", command, "sh", sys.executable, "-c", code, *arguments],
+        cwd=place,
+        env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
+        input=None if closed == 0 else b'{"text": "no"}\n',
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
 
 
 WITHOUT_TORCH = """

@@ -2,12 +2,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tests.tiny_bundles import TASKS, TEXTS, backbone_of, make_bundle, put_branch
 from trunkline.bundle.merge import merge
-from trunkline.core.errors import DataError, NonFiniteError, SpecError, UnknownNameError
+from trunkline.core.errors import DataError, DigestMismatchError, NonFiniteError, SpecError, UnknownNameError
 from trunkline.core.types import Example, LabelPrediction, LabelsPrediction, ScorePrediction, SpansPrediction
-from trunkline.engine.engine import Engine
+from trunkline.engine.engine import ROWS_PER_BATCH, Engine
 
 TEXT_TASKS = tuple(task for task in TASKS if task != "same")
 
@@ -18,7 +19,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
 
 
 def test_an_engine_knows_its_tasks(engine: Engine) -> None:
-    assert engine.tasks == TASKS
+    assert tuple(engine.specs) == TASKS
     assert engine.spec("intent").labels == ("book", "music", "weather")
 
 
@@ -71,26 +72,22 @@ def test_an_unknown_task_names_the_nearest(engine: Engine) -> None:
 
 
 def test_a_pair_task_asked_about_a_text_is_refused(engine: Engine) -> None:
-    with pytest.raises(DataError, match="input 0: is a single text; task 'same' takes pairs"):
+    with pytest.raises(DataError, match="input 0: is a single text; task 'same' takes pairs; give text_pair with"):
         engine.predict(["no"], tasks=("same",))
 
 
 def test_a_text_task_asked_about_a_pair_is_refused(engine: Engine) -> None:
-    with pytest.raises(DataError, match="input 1: is a pair"):
+    with pytest.raises(DataError, match="input 1: is a pair; task 'intent' takes single texts; remove text_pair or"):
         engine.predict([Example(text="no"), Example(text="no", text_pair="yes")], tasks=("intent",))
 
 
 def test_answers_do_not_depend_on_the_size_of_batches(engine: Engine) -> None:
+    # More rows than one batch takes, so that the first three have other mates and padding than alone.
+    texts = TEXTS * (ROWS_PER_BATCH // len(TEXTS) + 1)
+    longer = [f"{text} {'yes ' * (number % 7)}" for number, text in enumerate(texts)]
     for task in TEXT_TASKS:
-        for one, other in zip(
-            engine.logits(TEXTS, task, rows_per_batch=1), engine.logits(TEXTS, task, rows_per_batch=6), strict=True
-        ):
+        for one, other in zip(engine.logits(longer, task)[:3], engine.logits(longer[:3], task), strict=True):
             np.testing.assert_allclose(one, other, atol=1e-4)
-
-
-def test_batches_need_at_least_one_row(engine: Engine) -> None:
-    with pytest.raises(SpecError, match="rows_per_batch"):
-        engine.predict(["no"], rows_per_batch=0)
 
 
 def test_answers_come_back_in_the_order_of_the_texts(engine: Engine) -> None:
@@ -146,19 +143,27 @@ def test_words_that_are_cut_away_are_outside(engine: Engine) -> None:
 
 
 def test_truncated_texts_are_counted(engine: Engine) -> None:
-    assert engine.count_truncated(["yes " * 50, "yes", "no " * 31], "intent") == 2
+    texts = ["yes " * 50, "yes", "no " * 31]
+    assert engine.answers_counted(texts, "intent")[1] == 2
+    assert engine.predict_counted(texts, tasks=("intent",)).n_truncated == {"intent": 2}
 
 
-def test_texts_with_equal_token_ids_share_a_row_but_keep_their_own_offsets(engine: Engine) -> None:
+def test_texts_with_equal_token_ids_share_a_row(engine: Engine) -> None:
     rows: list[int] = []
     hook = engine.runner.trunk.layers[0].register_forward_hook(lambda _m, inputs, _o: rows.append(len(inputs[0])))
     found = engine.predict(["paris", "PARIS", "  paris"], tasks=("intent", "slots"))
     hook.remove()
     assert rows == [1]
     assert found[0]["intent"] == found[1]["intent"] == found[2]["intent"]
-    logits = engine.logits(["paris"], "slots")[0]
-    if np.argmax(logits[1]) == 1:
-        assert [answers["slots"].spans[0].start for answers in found] == [0, 0, 2]  # type: ignore[union-attr]
+
+
+def test_texts_that_share_a_row_keep_their_own_offsets(tmp_path: Path) -> None:
+    engine = Engine.open(make_bundle(tmp_path, "slots").path)
+    bias = engine.runner.branches["slots"].head.output.bias
+    bias.copy_(torch.tensor([0.0, 1e3, 0.0]))  # Every word begins a city.
+    found = engine.predict(["paris", "PARIS", "  paris"])
+    spans = [[(s.start, s.end, s.text) for s in answers["slots"].spans] for answers in found]  # type: ignore[union-attr]
+    assert spans == [[(0, 5, "paris")], [(0, 5, "PARIS")], [(2, 7, "paris")]]
 
 
 def test_tasks_of_different_max_length_share_a_row_unless_it_is_cut(tmp_path: Path) -> None:
@@ -178,8 +183,7 @@ def test_tasks_of_different_max_length_share_a_row_unless_it_is_cut(tmp_path: Pa
     engine.predict(["yes " * 20])
     hook.remove()
     assert rows == [(2, 22)]
-    assert engine.count_truncated(["yes " * 20], "intent") == 1
-    assert engine.count_truncated(["yes " * 20], "mood") == 0
+    assert engine.predict_counted(["yes " * 20]).n_truncated == {"intent": 1, "mood": 0}
 
 
 def test_a_short_task_gets_the_answer_it_gives_alone(tmp_path: Path) -> None:
@@ -206,3 +210,29 @@ def test_an_answer_that_is_not_finite_is_refused(tmp_path: Path) -> None:
 def test_a_device_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="nonsense"):
         Engine.open(make_bundle(tmp_path, "intent").path, device="nonsense")
+
+
+def damage(bundle: Path, task: str) -> None:
+    (weights,) = (bundle / "branches" / task).rglob("branch.safetensors")
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+
+
+def test_a_damaged_branch_is_no_hindrance_to_tasks_opened_without_it(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path, "intent", "mood")
+    before = Engine.open(bundle.path).predict(TEXTS, tasks=("intent",))
+    damage(bundle.path, "mood")
+    with pytest.raises(DigestMismatchError):
+        Engine.open(bundle.path)
+    engine = Engine.open(bundle.path, tasks=("intent",))
+    assert [answers["intent"].label for answers in engine.predict(TEXTS)] == [  # type: ignore[union-attr]
+        answers["intent"].label
+        for answers in before  # type: ignore[union-attr]
+    ]
+    assert len(engine.runner.trunk.layers) == 1
+
+
+def test_an_unknown_task_to_open_names_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(UnknownNameError, match="did you mean 'intent'"):
+        Engine.open(make_bundle(tmp_path, "intent").path, tasks=("intend",))

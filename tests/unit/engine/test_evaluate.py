@@ -1,13 +1,16 @@
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tests.tiny_bundles import TEXTS, make_bundle
 from trunkline.core.errors import SpecError, UnknownNameError
 from trunkline.core.specs import DataSpec, TaskSpec
+from trunkline.core.types import Example
+from trunkline.data.words import join_words
 from trunkline.engine.engine import Engine
-from trunkline.engine.evaluate import Evaluation, evaluate
+from trunkline.engine.evaluate import Evaluation, check_tasks, evaluate
 from trunkline.model.score import Answer
 
 
@@ -51,14 +54,26 @@ def test_truncated_rows_are_counted(engine: Engine, tmp_path: Path) -> None:
 
 
 def test_a_tagger_is_judged_on_the_words_of_its_rows(engine: Engine, tmp_path: Path) -> None:
+    sentences = (["play", "a-song", "in", "paris"], ["明", "天", "北", "京"], ["new york", "is", "good", "no"])
+    told = [engine.answers([_of_words(words)], "slots")[0] for words in sentences]
     rows: list[dict[str, object]] = [
-        {"tokens": ["play", "a-song", "in", "paris"], "tags": ["O", "O", "O", "B-city"]},
-        {"tokens": ["明", "天", "北", "京"], "tags": ["O", "O", "B-city", "I-city"]},
+        {"tokens": words, "tags": list(tags)}  # type: ignore[call-overload]
+        for words, tags in zip(sentences, told, strict=True)
     ]
+    spans = [sum(tag.startswith("B-") for tag in tags) for tags in told]  # type: ignore[union-attr]
+    assert min(spans) > 0
     task = TaskSpec(name="slots", kind="tagging", data=DataSpec(dev=write_rows(tmp_path / "dev.jsonl", rows)))
     found = evaluate(engine, task, "dev")
-    assert (found.metric, found.n_rows) == ("span_f1", 2)
-    assert 0.0 <= found.points <= 100.0
+    assert (found.metric, found.n_rows, found.points) == ("span_f1", 3, 100.0)
+    rows[0]["tags"] = ["O"] * 4
+    missed = TaskSpec(name="slots", kind="tagging", data=DataSpec(dev=write_rows(tmp_path / "less.jsonl", rows)))
+    precision = sum(spans[1:]) / sum(spans)
+    assert evaluate(engine, missed, "dev").points == pytest.approx(100 * 2 * precision / (precision + 1))
+
+
+def _of_words(words: list[str]) -> Example:
+    text, spans = join_words(words)
+    return Example(text=text, word_spans=spans)
 
 
 def test_a_scorer_is_judged_by_correlation(engine: Engine, tmp_path: Path) -> None:
@@ -88,3 +103,15 @@ def test_a_task_that_the_bundle_lacks_is_refused(engine: Engine) -> None:
 def test_a_task_file_of_another_kind_is_refused(engine: Engine) -> None:
     with pytest.raises(SpecError, match="multilabel of text; the branch is classification of text"):
         evaluate(engine, TaskSpec(name="intent", kind="multilabel"), "dev")
+
+
+def test_all_tasks_are_checked_before_the_first_is_judged(tmp_path: Path) -> None:
+    manifest = make_bundle(tmp_path, "intent").manifest
+    intent = TaskSpec(name="intent", kind="classification", data=DataSpec(dev=str(tmp_path / "absent.jsonl")))
+    check_tasks(manifest, [intent], "dev")
+    with pytest.raises(UnknownNameError, match="did you mean 'intent'"):
+        check_tasks(manifest, [intent, msgspec.structs.replace(intent, name="intend")], "dev")
+    with pytest.raises(SpecError, match="task 'intent': has no test data"):
+        check_tasks(manifest, [intent], "test")
+    with pytest.raises(SpecError, match="the task file says multilabel"):
+        check_tasks(manifest, [msgspec.structs.replace(intent, kind="multilabel")], "dev")

@@ -1,0 +1,70 @@
+"""From the text of arguments and options to values."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from trunkline.core.errors import SpecError
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value instead of tables.")]
+
+
+def numbers(text: str, option: str) -> tuple[int, ...]:
+    """Whole numbers separated by commas; none for an empty text.
+
+    Raises:
+        SpecError: There is something else.
+    """
+    try:
+        return tuple(int(part) for part in _parts(text))
+    except ValueError as error:
+        raise SpecError(f"{option} is {text!r}; give whole numbers separated by commas, for example 2,4") from error
+
+
+def names(text: str | None, option: str) -> tuple[str, ...] | None:
+    """Names separated by commas; None where the option was not given.
+
+    Raises:
+        SpecError: It was given and names nothing, which must not come to mean everything.
+    """
+    if text is None:
+        return None
+    found = _parts(text)
+    if not found:
+        raise SpecError(f"{option} is {text!r}: it names no task; give names separated by commas, or leave it out")
+    return found
+
+
+def read_tasks(paths: list[Path]) -> list[Any]:
+    """Read task files, one a task.
+
+    Raises:
+        SpecError: A file is wrong, or two describe one task.
+    """
+    from trunkline.core.specs import read_task
+
+    specs = [read_task(path) for path in paths]
+    given = [spec.name for spec in specs]
+    for name in given:
+        if given.count(name) > 1:
+            raise SpecError(f"task {name!r} is described by {given.count(name)} files; give each task once")
+    return specs
+
+
+def train_request(**fields: Any) -> Any:
+    """The request of `trunkline train`.
+
+    Raises:
+        SpecError: A field has a value that is not allowed.
+    """
+    from trunkline.core.specs import convert_spec
+    from trunkline.train.spec import TrainRequest, preset
+
+    values = fields | {"preset": msgspec.to_builtins(preset(fields["preset"]))}
+    return convert_spec(values, TrainRequest, "options of `trunkline train`")
+
+
+def _parts(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
