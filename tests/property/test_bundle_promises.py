@@ -97,7 +97,7 @@ def all_bits(engine: Engine, tasks: Sequence[str], rows: Sequence[str]) -> dict[
     """Raw logits of several tasks asked together."""
     found: dict[str, list[bytes]] = {}
     asked = {task: list(range(len(rows))) for task in tasks}
-    for task, raw in engine._run([Example(text=row) for row in rows], asked, 32).items():
+    for task, raw in engine._run([Example(text=row) for row in rows], asked).items():
         found[task] = [one.logits.tobytes() for one in raw]
     return found
 

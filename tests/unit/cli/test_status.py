@@ -2,9 +2,12 @@
 
 import io
 import sys
+from pathlib import Path
 
 import pytest
 
+from tests.tiny_bundles import backbone_of, make_bundle, put_branch
+from trunkline.cli import main
 from trunkline.cli.status import working
 
 
@@ -52,3 +55,18 @@ def test_no_terminal_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     with working("opening bundle") as tell:
         tell("evaluating intent")
     assert stream.getvalue() == ""
+
+
+@pytest.mark.parametrize(
+    ("command", "task", "shown"), [("attach", "mood", "attaching"), ("replace", "intent", "replacing a branch")]
+)
+def test_commands_that_load_a_backbone_say_what_they_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, task: str, shown: str
+) -> None:
+    bundle = make_bundle(tmp_path, "intent")
+    branch = put_branch(tmp_path / "branch", task, backbone_of(), seed=3)
+    screen = screen_of(monkeypatch)
+    monkeypatch.setattr(sys, "argv", ["trunkline", command, str(bundle.path), str(branch), "--json"])
+    with pytest.raises(SystemExit):
+        main()
+    assert shown in screen.getvalue()

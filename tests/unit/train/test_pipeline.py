@@ -352,7 +352,7 @@ def merged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, Engine]
 
 def test_the_merged_bundle_is_what_was_planned_and_verifies(merged: tuple[Path, Any, Engine]) -> None:
     folder, plan, engine = merged
-    assert engine.tasks == tuple(task.task for task in plan.tasks)
+    assert tuple(engine.specs) == tuple(task.task for task in plan.tasks)
     assert [(s.exit_layer, s.own_layers) for s in engine.specs.values()] == [
         (task.exit_layer, task.own_layers) for task in plan.tasks
     ]
