@@ -147,12 +147,14 @@ def replace(bundle: Bundle, folder: Path, *, backbone: Backbone | None = None, e
 
     Raises:
         MissingBranchError: The bundle has no such task.
-        BundleError: Another writer replaced the ``expected`` branch in the meantime.
+        BundleError: Another writer replaced the ``expected`` branch in the meantime; or kind, input or labels are
+            others than those in place and the label schema version is not a higher one.
     """
     branch = read_branch(folder)
     with _locked(bundle.path) as current:
         _require_task(current, branch.spec.task)
         _require_expected(current, branch.spec.task, expected)
+        _require_version(current, branch.spec)
         return _put(current, branch, folder, backbone)
 
 
@@ -201,6 +203,19 @@ def _require_expected(bundle: Bundle, task: str, expected: str | None) -> None:
             f"bundle {str(bundle.path)!r}: task {task!r} now has branch {present}; {expected} was to be replaced, and "
             "another writer came first; nothing was changed: start again from the present branch"
         )
+
+
+def _require_version(bundle: Bundle, spec: BranchSpec) -> None:
+    """Clients tell by the version alone that answers mean something else."""
+    present = bundle.manifest.tasks[spec.task]
+    for name in ("kind", "input", "labels"):
+        old, new = getattr(present, name), getattr(spec, name)
+        if old != new and spec.label_schema_version <= present.label_schema_version:
+            raise BundleError(
+                f"bundle {str(bundle.path)!r}: task {spec.task!r} has {name} {old!r} under label_schema_version "
+                f"{present.label_schema_version}; the branch has {new!r} under {spec.label_schema_version}; other "
+                f"{name} need a version above {present.label_schema_version}; raise it in the task file and train again"
+            )
 
 
 def _put(bundle: Bundle, branch: StoredBranch, folder: Path, backbone: Backbone | None) -> Manifest:

@@ -1,6 +1,7 @@
 import shutil
 import threading
 from pathlib import Path
+from typing import Any
 
 import filelock
 import msgspec
@@ -219,6 +220,26 @@ def test_replacing_a_branch_that_is_no_longer_the_expected_one_is_refused(bundle
     with pytest.raises(BundleError, match=f"{expected} was to be replaced, and another writer came first"):
         replace(bundle, put_branch(tmp_path / "second", "intent", backbone_of(), seed=8), expected=expected)
     assert tree_bytes(bundle.path) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "values"),
+    [
+        ({"labels": ("book", "music", "news")}, r"'weather'.*version 1.*'news'.*above 1"),
+        ({"labels": ("weather", "music", "book")}, r"'weather'\).*'book'\)"),
+        ({"kind": "multilabel"}, "kind 'classification'.*'multilabel'"),
+        ({"input": "pair"}, "input 'text'.*'pair'"),
+    ],
+)
+def test_replacing_what_answers_mean_needs_a_higher_schema_version(
+    bundle: Bundle, tmp_path: Path, changes: dict[str, Any], values: str
+) -> None:
+    before = tree_bytes(bundle.path)
+    with pytest.raises(BundleError, match=values):
+        replace(bundle, put_branch(tmp_path / "same", "intent", backbone_of(), **changes))
+    assert tree_bytes(bundle.path) == before
+    raised = put_branch(tmp_path / "raised", "intent", backbone_of(), label_schema_version=2, **changes)
+    assert replace(bundle, raised).tasks["intent"].label_schema_version == 2
 
 
 def test_an_open_bundle_still_reads_after_a_replace(bundle: Bundle, tmp_path: Path) -> None:
