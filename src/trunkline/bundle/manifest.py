@@ -18,6 +18,11 @@ MANIFEST_NAME = "manifest.json"
 BRANCH_FILES = ("README.md", "branch.json", "branch.safetensors", "golden.json")
 TRUNK_FILES = ("config.json", "model.safetensors", "tokenizer.json")
 
+LAYERS_ALLOWED = (1, 1000)
+LENGTHS_ALLOWED = (8, 8192)
+
+# Names are shown in terminals: no escapes, no line breaks, nothing that reverses the direction of reading.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _EXTENSION = re.compile(r"layers-[0-9]+-[0-9]+-[0-9a-f]{12}\.safetensors")
 
@@ -149,7 +154,7 @@ def decode_versioned(content: bytes, known: int, subject: str) -> dict[str, Any]
     """
     try:
         value = msgspec.json.decode(content)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DigestMismatchError(f"{subject}: is damaged, not JSON ({error}); restore it from a copy") from error
     version = value.get("schema_version") if isinstance(value, dict) else None
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
@@ -168,6 +173,10 @@ def check_manifest(manifest: Manifest, subject: str) -> None:
         BundleError: A name or digest has a form that is not allowed, or depths do not fit together.
     """
     trunk = manifest.trunk
+    lowest, highest = LAYERS_ALLOWED
+    _require(lowest <= manifest.n_layers <= highest, subject, f"{manifest.n_layers} layers", f"{lowest}..{highest}")
+    printable = not _CONTROL.search(manifest.backbone)
+    _require(printable, subject, f"backbone name {manifest.backbone!r}", "a name without control characters")
     names = tuple(name for name in trunk.files if not _EXTENSION.fullmatch(name))
     _require(sorted(names) == sorted(TRUNK_FILES), subject, f"trunk files {sorted(names)}", f"{sorted(TRUNK_FILES)}")
     _require_digests((*trunk.files.values(), *trunk.chain), subject)
@@ -180,6 +189,9 @@ def check_manifest(manifest: Manifest, subject: str) -> None:
         _require(sorted(entry.files) == sorted(BRANCH_FILES), about, f"files {sorted(entry.files)}", f"{BRANCH_FILES}")
         _require_digests((entry.branch, *entry.files.values()), about)
         _require(entry.branch == files_digest(entry.files), about, f"branch {entry.branch}", files_digest(entry.files))
+        shortest, longest = LENGTHS_ALLOWED
+        fits = shortest <= entry.max_length <= longest
+        _require(fits, about, f"max_length {entry.max_length}", f"{shortest}..{longest}")
         exits, layers = (0, trunk.depth), (0, manifest.n_layers - entry.exit_layer)
         _require(exits[0] <= entry.exit_layer <= exits[1], about, f"exit layer {entry.exit_layer}", f"{exits}")
         _require(layers[0] <= entry.own_layers <= layers[1], about, f"{entry.own_layers} own layers", f"{layers}")

@@ -21,6 +21,7 @@ from trunkline.bundle.files import (
     sha256_hex,
     staged_folder,
     swap_file,
+    sweep,
     write_file,
 )
 from trunkline.bundle.manifest import (
@@ -152,7 +153,7 @@ def replace(bundle: Bundle, folder: Path, *, backbone: Backbone | None = None, e
     """
     branch = read_branch(folder)
     with _locked(bundle.path) as current:
-        _require_task(current, branch.spec.task)
+        _require_task(current, branch.spec.task, " (attach adds a new one)")
         _require_expected(current, branch.spec.task, expected)
         _require_version(current, branch.spec)
         return _put(current, branch, folder, backbone)
@@ -178,6 +179,7 @@ def _locked(path: Path) -> Iterator[Bundle]:
     open_bundle(path)  # No lock file is left in a folder that is no bundle.
     try:
         with filelock.FileLock(path / LOCK_NAME, timeout=LOCK_TIMEOUT_S):
+            _sweep(path)
             yield open_bundle(path)
     except filelock.Timeout as error:
         raise BundleError(
@@ -188,11 +190,17 @@ def _locked(path: Path) -> Iterator[Bundle]:
         raise BundleError(f"bundle {str(path)!r}: cannot be changed ({error}); check its permissions") from error
 
 
-def _require_task(bundle: Bundle, task: str) -> None:
+def _sweep(path: Path) -> None:
+    sweep(path, MANIFEST_NAME)
+    for folder in (path / "trunk", *path.glob("branches/*")):
+        if not folder.is_symlink():
+            sweep(folder)
+
+
+def _require_task(bundle: Bundle, task: str, hint: str = "") -> None:
     if task not in bundle.manifest.tasks:
         raise MissingBranchError(
-            f"bundle {str(bundle.path)!r}: has no task {task!r}; {nearest_hint(task, bundle.manifest.tasks)} "
-            "(attach adds a new one)"
+            f"bundle {str(bundle.path)!r}: has no task {task!r}; {nearest_hint(task, bundle.manifest.tasks)}{hint}"
         )
 
 
