@@ -129,7 +129,7 @@ def attach(bundle: Bundle, folder: Path, *, backbone: Backbone | None = None) ->
     """
     branch = read_branch(folder)
     task = branch.spec.task
-    with _locked(bundle.path) as current:
+    with locked(bundle.path) as current:
         if task in current.manifest.tasks:
             raise BundleError(
                 f"bundle {str(bundle.path)!r}: task {task!r} is there already; attach takes new tasks; use replace"
@@ -152,7 +152,7 @@ def replace(bundle: Bundle, folder: Path, *, backbone: Backbone | None = None, e
             others than those in place and the label schema version is not a higher one.
     """
     branch = read_branch(folder)
-    with _locked(bundle.path) as current:
+    with locked(bundle.path) as current:
         _require_task(current, branch.spec.task, " (attach adds a new one)")
         _require_expected(current, branch.spec.task, expected)
         _require_version(current, branch.spec)
@@ -168,14 +168,19 @@ def detach(bundle: Bundle, task: str) -> Manifest:
     Raises:
         MissingBranchError: The bundle has no such task; the message names the nearest.
     """
-    with _locked(bundle.path) as current:
+    with locked(bundle.path) as current:
         _require_task(current, task)
         tasks = {name: entry for name, entry in current.manifest.tasks.items() if name != task}
-        return _swap(current.path, msgspec.structs.replace(current.manifest, tasks=tasks))
+        return swap_manifest(current.path, msgspec.structs.replace(current.manifest, tasks=tasks))
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[Bundle]:
+def locked(path: Path) -> Iterator[Bundle]:
+    """The bundle as it is on disk, while nobody else changes it; what killed writers left is removed first.
+
+    Raises:
+        BundleError: There is no bundle, another writer holds the lock too long, or the folder cannot be changed.
+    """
     open_bundle(path)  # No lock file is left in a folder that is no bundle.
     try:
         with filelock.FileLock(path / LOCK_NAME, timeout=LOCK_TIMEOUT_S):
@@ -193,7 +198,7 @@ def _locked(path: Path) -> Iterator[Bundle]:
 def _sweep(path: Path) -> None:
     sweep(path, MANIFEST_NAME)
     for folder in (path / "trunk", *path.glob("branches/*")):
-        if not folder.is_symlink():
+        if folder.resolve().is_relative_to(path.resolve()):
             sweep(folder)
 
 
@@ -235,8 +240,8 @@ def _put(bundle: Bundle, branch: StoredBranch, folder: Path, backbone: Backbone 
         bundle.manifest, trunk=extension.entry, tasks={**bundle.manifest.tasks, task: task_entry(branch)}
     )
     check_manifest(manifest, f"{bundle.path / MANIFEST_NAME}")
-    _require_inside(bundle.path, "trunk")
-    _require_inside(bundle.path, f"branches/{task}")
+    require_inside(bundle.path, "trunk")
+    require_inside(bundle.path, f"branches/{task}")
     name = branch_folder(task, branch.digest)
     if (bundle.path / name).exists():  # Left by a detach or replace: the same bytes, or an error that names the file.
         read_branch_inside(bundle.path, name, expected=branch.files)
@@ -245,10 +250,11 @@ def _put(bundle: Bundle, branch: StoredBranch, folder: Path, backbone: Backbone 
             _copy_branch(branch, folder, staging)
     if extension.name is not None:
         swap_file(bundle.path / "trunk" / extension.name, extension.content)
-    return _swap(bundle.path, manifest)
+    return swap_manifest(bundle.path, manifest)
 
 
-def _swap(path: Path, manifest: Manifest) -> Manifest:
+def swap_manifest(path: Path, manifest: Manifest) -> Manifest:
+    """Make a manifest, whose files are all written, the one that readers see; call it inside `locked`."""
     swap_file(path / MANIFEST_NAME, encode_manifest(manifest))
     return manifest
 
@@ -344,6 +350,7 @@ def _copy_branch(branch: StoredBranch, source: Path, target: Path) -> None:
         write_file(target / name, content)
 
 
-def _require_inside(root: Path, name: str) -> None:
+def require_inside(root: Path, name: str) -> None:
+    """Refuse to write through a link that leads out of the bundle."""
     if not (root / name).resolve().is_relative_to(root.resolve()):
         raise BundleError(f"{root / name}: is a link that leads out of the bundle; remove the link")

@@ -264,7 +264,6 @@ def test_words_of_the_first_text_never_point_into_the_second() -> None:
     assert word_positions(_encode(text, "a b c a b c", max_length=8), spans).tolist() == [1, 2, -1]
 
 
-
 def test_a_text_without_tokens_or_words_has_no_positions() -> None:
     assert word_positions(_encode("\u200e"), ((0, 1),)).tolist() == [-1]
     assert word_positions(_encode("a"), ()).tolist() == []
