@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.tiny_bundles import TASKS, TEXTS, backbone_of, make_branch, put_branch
+from trunkline.bundle.cut import cut
 from trunkline.bundle.manifest import layer_cost
 from trunkline.bundle.merge import attach, detach, merge, replace
 from trunkline.bundle.store import Bundle, open_bundle, read_branch, write_branch
@@ -130,6 +131,33 @@ def test_padding_and_batch_mates_change_nothing_beyond_tolerance(
     for row, logits in zip(rows, crowded, strict=True):
         alone = engine.logits([row], task)[0]
         np.testing.assert_allclose(logits, alone, rtol=0, atol=1e-4)
+
+
+@given(rows=texts, architecture=architectures)
+def test_pair_tasks_answer_the_same_alone_and_merged(shelf: Shelf, rows: list[str], architecture: str) -> None:
+    pairs = [Example(text=row, text_pair=other) for row, other in zip(rows, reversed(rows), strict=True)]
+    alone = [logits.tobytes() for logits in shelf.engine(architecture, ("same",)).logits(pairs, "same")]
+    merged = shelf.engine(architecture, TASKS)
+    assert [logits.tobytes() for logits in merged.logits(pairs, "same")] == alone
+
+
+@settings(max_examples=4)
+@given(rows=texts)
+def test_changes_of_other_tasks_leave_pair_tasks_equal_in_bits(shelf: Shelf, rows: list[str]) -> None:
+    pairs = [Example(text=row, text_pair=other) for row, other in zip(rows, reversed(rows), strict=True)]
+
+    def answers(bundle: Bundle) -> list[bytes]:
+        return [logits.tobytes() for logits in Engine.open(bundle.path).logits(pairs, "same")]
+
+    with shelf.copied(TASKS) as bundle:
+        before = answers(bundle)
+        replace(bundle, put_branch(bundle.path.parent / "new", "intent", backbone_of(), seed=1))
+        assert answers(bundle) == before
+        for task in TEXT_TASKS:
+            detach(bundle, task)
+        assert answers(bundle) == before
+        cut(bundle.path)
+        assert answers(bundle) == before
 
 
 @settings(max_examples=8)

@@ -50,6 +50,8 @@ def read_inside(root: Path, name: str, *, missing: type[BundleError] = BundleErr
                 raise BundleError(f"{subject}: is not a regular file; only regular files are read; restore the file")
             return file.read()
     except FileNotFoundError as error:
+        if not os.path.isdir(root):  # noqa: PTH112 - unlike Path.is_dir it never raises, whatever the path is.
+            raise missing(f"{root}: there is no such folder; a folder that exists is needed; check the path") from error
         raise missing(f"{subject}: the file is missing; restore it from a copy, or write the whole anew") from error
     except (OSError, RuntimeError) as error:
         raise BundleError(f"{subject}: cannot be read ({error}); check that it exists and its permissions") from error
@@ -79,8 +81,7 @@ def staged_folder(folder: Path) -> Iterator[Path]:
     Raises:
         BundleError: The folder cannot be written, or is not empty.
     """
-    if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
-        raise BundleError(f"{folder}: exists already; it must not exist or be an empty folder; choose another")
+    folder = _new_folder(folder)
     staging = folder.parent / f".{folder.name}.tmp-{uuid.uuid4().hex[:12]}"
     try:
         _make_folders(folder.parent)
@@ -137,6 +138,34 @@ def fsync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def sweep(folder: Path, name: str = "*") -> None:
+    """Remove what killed writers left: staged files and folders for entries of ``folder`` whose names match.
+
+    Only for whoever holds the lock under which they are written: what others are still writing has the same names.
+    """
+    for path in folder.glob(f".{name}.tmp-*"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _new_folder(folder: Path) -> Path:
+    try:
+        # The last part is not resolved before it was looked at: a link in its place is not written through.
+        if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
+            raise BundleError(f"{folder}: exists already; it must not exist or be an empty folder; choose another")
+        resolved = folder.resolve()
+        if resolved == Path.cwd():
+            raise BundleError(
+                f"{folder}: is the current folder, whose place another one would take; a new folder is allowed; "
+                "name one inside it"
+            )
+    except (OSError, RuntimeError) as error:
+        raise BundleError(f"{folder}: cannot be written ({error}); check its name and permissions") from error
+    return resolved
 
 
 def _make_folders(folder: Path) -> None:

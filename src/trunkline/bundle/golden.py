@@ -1,6 +1,6 @@
 """Golden inputs: synthetic texts and the logits a branch gave for them when it was written."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 import numpy as np
@@ -11,6 +11,7 @@ from trunkline.core.types import Example
 
 TOLERANCE_FP32 = 1e-4
 TOLERANCE_BF16 = 0.02
+LARGEST_TOLERANCE: Mapping[str, float] = {"fp32": TOLERANCE_FP32, "bf16": TOLERANCE_BF16}
 
 _TEXTS = (
     "Set an alarm for seven tomorrow morning, please.",
@@ -59,9 +60,7 @@ class Golden(Spec, frozen=True, kw_only=True):
 
     inputs: tuple[GoldenInput, ...]
     logits: tuple[tuple[tuple[float, ...], ...], ...]
-    tolerance: dict[str, float] = msgspec.field(
-        default_factory=lambda: {"fp32": TOLERANCE_FP32, "bf16": TOLERANCE_BF16}
-    )
+    tolerance: dict[str, float] = msgspec.field(default_factory=lambda: dict(LARGEST_TOLERANCE))
 
     def examples(self) -> tuple[Example, ...]:
         """The inputs as the engine takes them."""

@@ -18,8 +18,14 @@ MANIFEST_NAME = "manifest.json"
 BRANCH_FILES = ("README.md", "branch.json", "branch.safetensors", "golden.json")
 TRUNK_FILES = ("config.json", "model.safetensors", "tokenizer.json")
 
+LAYERS_ALLOWED = (1, 1000)
+LENGTHS_ALLOWED = (8, 8192)
+
+# Names are shown in terminals: no escapes, no line breaks, nothing that reverses the direction of reading.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_EXTENSION = re.compile(r"layers-[0-9]+-[0-9]+-[0-9a-f]{12}\.safetensors")
+_EXTENSION = re.compile(r"layers-([0-9]+)-([0-9]+)-[0-9a-f]{12}\.safetensors")
+_CUT_STEM = re.compile(r"model-[0-9a-f]{12}\.safetensors")
 
 FileDigests: TypeAlias = dict[str, str]
 """File name (no folders) to the SHA-256 (hex) of its content."""
@@ -32,7 +38,8 @@ class TrunkEntry(Spec, frozen=True, kw_only=True):
         depth: How many layers are stored.
         precision: What its weights are stored and run in.
         chain: depth + 1 chain values; ``chain[k]`` names the trunk cut after k layers (design.md, section 4).
-        files: Files in ``trunk/``; layers that were added later lie in ``layers-A-B-<digest>.safetensors``.
+        files: Files in ``trunk/``; layers that were added later lie in ``layers-A-B-<digest>.safetensors``, and a cut
+            trunk has ``model-<digest>.safetensors`` in the place of ``model.safetensors``.
     """
 
     depth: int
@@ -88,6 +95,12 @@ class Manifest(Spec, frozen=True, kw_only=True):
     n_layers: int
     trunk: TrunkEntry
     tasks: dict[str, TaskEntry]
+
+
+def extension_layers(name: str) -> range | None:
+    """Which layers a file of a trunk holds by its name, where they were added later; else None."""
+    found = _EXTENSION.fullmatch(name)
+    return range(int(found[1]), int(found[2]) + 1) if found else None
 
 
 def deepest_exit(manifest: Manifest) -> int:
@@ -149,7 +162,7 @@ def decode_versioned(content: bytes, known: int, subject: str) -> dict[str, Any]
     """
     try:
         value = msgspec.json.decode(content)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DigestMismatchError(f"{subject}: is damaged, not JSON ({error}); restore it from a copy") from error
     version = value.get("schema_version") if isinstance(value, dict) else None
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
@@ -168,7 +181,11 @@ def check_manifest(manifest: Manifest, subject: str) -> None:
         BundleError: A name or digest has a form that is not allowed, or depths do not fit together.
     """
     trunk = manifest.trunk
-    names = tuple(name for name in trunk.files if not _EXTENSION.fullmatch(name))
+    lowest, highest = LAYERS_ALLOWED
+    _require(lowest <= manifest.n_layers <= highest, subject, f"{manifest.n_layers} layers", f"{lowest}..{highest}")
+    printable = not _CONTROL.search(manifest.backbone)
+    _require(printable, subject, f"backbone name {manifest.backbone!r}", "a name without control characters")
+    names = [_CUT_STEM.sub("model.safetensors", name) for name in trunk.files if extension_layers(name) is None]
     _require(sorted(names) == sorted(TRUNK_FILES), subject, f"trunk files {sorted(names)}", f"{sorted(TRUNK_FILES)}")
     _require_digests((*trunk.files.values(), *trunk.chain), subject)
     _require(trunk.precision == "fp32", subject, f"trunk precision {trunk.precision!r}", "'fp32'")
@@ -180,6 +197,9 @@ def check_manifest(manifest: Manifest, subject: str) -> None:
         _require(sorted(entry.files) == sorted(BRANCH_FILES), about, f"files {sorted(entry.files)}", f"{BRANCH_FILES}")
         _require_digests((entry.branch, *entry.files.values()), about)
         _require(entry.branch == files_digest(entry.files), about, f"branch {entry.branch}", files_digest(entry.files))
+        shortest, longest = LENGTHS_ALLOWED
+        fits = shortest <= entry.max_length <= longest
+        _require(fits, about, f"max_length {entry.max_length}", f"{shortest}..{longest}")
         exits, layers = (0, trunk.depth), (0, manifest.n_layers - entry.exit_layer)
         _require(exits[0] <= entry.exit_layer <= exits[1], about, f"exit layer {entry.exit_layer}", f"{exits}")
         _require(layers[0] <= entry.own_layers <= layers[1], about, f"{entry.own_layers} own layers", f"{layers}")

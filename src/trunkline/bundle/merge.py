@@ -21,6 +21,7 @@ from trunkline.bundle.files import (
     sha256_hex,
     staged_folder,
     swap_file,
+    sweep,
     write_file,
 )
 from trunkline.bundle.manifest import (
@@ -128,7 +129,7 @@ def attach(bundle: Bundle, folder: Path, *, backbone: Backbone | None = None) ->
     """
     branch = read_branch(folder)
     task = branch.spec.task
-    with _locked(bundle.path) as current:
+    with locked(bundle.path) as current:
         if task in current.manifest.tasks:
             raise BundleError(
                 f"bundle {str(bundle.path)!r}: task {task!r} is there already; attach takes new tasks; use replace"
@@ -147,12 +148,14 @@ def replace(bundle: Bundle, folder: Path, *, backbone: Backbone | None = None, e
 
     Raises:
         MissingBranchError: The bundle has no such task.
-        BundleError: Another writer replaced the ``expected`` branch in the meantime.
+        BundleError: Another writer replaced the ``expected`` branch in the meantime; or kind, input or labels are
+            others than those in place and the label schema version is not a higher one.
     """
     branch = read_branch(folder)
-    with _locked(bundle.path) as current:
-        _require_task(current, branch.spec.task)
+    with locked(bundle.path) as current:
+        _require_task(current, branch.spec.task, " (attach adds a new one)")
         _require_expected(current, branch.spec.task, expected)
+        _require_version(current, branch.spec)
         return _put(current, branch, folder, backbone)
 
 
@@ -165,17 +168,23 @@ def detach(bundle: Bundle, task: str) -> Manifest:
     Raises:
         MissingBranchError: The bundle has no such task; the message names the nearest.
     """
-    with _locked(bundle.path) as current:
+    with locked(bundle.path) as current:
         _require_task(current, task)
         tasks = {name: entry for name, entry in current.manifest.tasks.items() if name != task}
-        return _swap(current.path, msgspec.structs.replace(current.manifest, tasks=tasks))
+        return swap_manifest(current.path, msgspec.structs.replace(current.manifest, tasks=tasks))
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[Bundle]:
+def locked(path: Path) -> Iterator[Bundle]:
+    """The bundle as it is on disk, while nobody else changes it; what killed writers left is removed first.
+
+    Raises:
+        BundleError: There is no bundle, another writer holds the lock too long, or the folder cannot be changed.
+    """
     open_bundle(path)  # No lock file is left in a folder that is no bundle.
     try:
         with filelock.FileLock(path / LOCK_NAME, timeout=LOCK_TIMEOUT_S):
+            _sweep(path)
             yield open_bundle(path)
     except filelock.Timeout as error:
         raise BundleError(
@@ -186,11 +195,17 @@ def _locked(path: Path) -> Iterator[Bundle]:
         raise BundleError(f"bundle {str(path)!r}: cannot be changed ({error}); check its permissions") from error
 
 
-def _require_task(bundle: Bundle, task: str) -> None:
+def _sweep(path: Path) -> None:
+    sweep(path, MANIFEST_NAME)
+    for folder in (path / "trunk", *path.glob("branches/*")):
+        if folder.resolve().is_relative_to(path.resolve()):
+            sweep(folder)
+
+
+def _require_task(bundle: Bundle, task: str, hint: str = "") -> None:
     if task not in bundle.manifest.tasks:
         raise MissingBranchError(
-            f"bundle {str(bundle.path)!r}: has no task {task!r}; {nearest_hint(task, bundle.manifest.tasks)} "
-            "(attach adds a new one)"
+            f"bundle {str(bundle.path)!r}: has no task {task!r}; {nearest_hint(task, bundle.manifest.tasks)}{hint}"
         )
 
 
@@ -203,6 +218,19 @@ def _require_expected(bundle: Bundle, task: str, expected: str | None) -> None:
         )
 
 
+def _require_version(bundle: Bundle, spec: BranchSpec) -> None:
+    """Clients tell by the version alone that answers mean something else."""
+    present = bundle.manifest.tasks[spec.task]
+    for name in ("kind", "input", "labels"):
+        old, new = getattr(present, name), getattr(spec, name)
+        if old != new and spec.label_schema_version <= present.label_schema_version:
+            raise BundleError(
+                f"bundle {str(bundle.path)!r}: task {spec.task!r} has {name} {old!r} under label_schema_version "
+                f"{present.label_schema_version}; the branch has {new!r} under {spec.label_schema_version}; other "
+                f"{name} need a version above {present.label_schema_version}; raise it in the task file and train again"
+            )
+
+
 def _put(bundle: Bundle, branch: StoredBranch, folder: Path, backbone: Backbone | None) -> Manifest:
     task = branch.spec.task
     extension = _extended(bundle, branch.spec.exit_layer, backbone)
@@ -212,8 +240,8 @@ def _put(bundle: Bundle, branch: StoredBranch, folder: Path, backbone: Backbone 
         bundle.manifest, trunk=extension.entry, tasks={**bundle.manifest.tasks, task: task_entry(branch)}
     )
     check_manifest(manifest, f"{bundle.path / MANIFEST_NAME}")
-    _require_inside(bundle.path, "trunk")
-    _require_inside(bundle.path, f"branches/{task}")
+    require_inside(bundle.path, "trunk")
+    require_inside(bundle.path, f"branches/{task}")
     name = branch_folder(task, branch.digest)
     if (bundle.path / name).exists():  # Left by a detach or replace: the same bytes, or an error that names the file.
         read_branch_inside(bundle.path, name, expected=branch.files)
@@ -222,10 +250,11 @@ def _put(bundle: Bundle, branch: StoredBranch, folder: Path, backbone: Backbone 
             _copy_branch(branch, folder, staging)
     if extension.name is not None:
         swap_file(bundle.path / "trunk" / extension.name, extension.content)
-    return _swap(bundle.path, manifest)
+    return swap_manifest(bundle.path, manifest)
 
 
-def _swap(path: Path, manifest: Manifest) -> Manifest:
+def swap_manifest(path: Path, manifest: Manifest) -> Manifest:
+    """Make a manifest, whose files are all written, the one that readers see; call it inside `locked`."""
     swap_file(path / MANIFEST_NAME, encode_manifest(manifest))
     return manifest
 
@@ -321,6 +350,7 @@ def _copy_branch(branch: StoredBranch, source: Path, target: Path) -> None:
         write_file(target / name, content)
 
 
-def _require_inside(root: Path, name: str) -> None:
+def require_inside(root: Path, name: str) -> None:
+    """Refuse to write through a link that leads out of the bundle."""
     if not (root / name).resolve().is_relative_to(root.resolve()):
         raise BundleError(f"{root / name}: is a link that leads out of the bundle; remove the link")

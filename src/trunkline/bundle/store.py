@@ -8,7 +8,7 @@ import numpy as np
 
 from trunkline.bundle.card import model_card
 from trunkline.bundle.files import check_digest, files_digest, read_inside, sha256_hex, staged_folder, write_file
-from trunkline.bundle.golden import Golden
+from trunkline.bundle.golden import LARGEST_TOLERANCE, Golden
 from trunkline.bundle.manifest import (
     BRANCH_FILES,
     MANIFEST_NAME,
@@ -165,8 +165,8 @@ def check_trunk(spec: BranchSpec, chain: tuple[str, ...], subject: str) -> None:
     """
     if not 0 <= spec.exit_layer < len(chain):
         raise TrunkMismatchError(
-            f"task {spec.task!r}: reads after layer {spec.exit_layer}; the trunk of {subject} has "
-            f"{len(chain) - 1} layers; give the backbone so that the trunk can be extended"
+            f"task {spec.task!r}: reads after layer {spec.exit_layer} of trunk {spec.trunk_digest}; {subject} ends "
+            f"after layer {len(chain) - 1} with {chain[-1]}; give the backbone that the branch was trained on"
         )
     if spec.trunk_digest != chain[spec.exit_layer]:
         raise TrunkMismatchError(
@@ -204,27 +204,29 @@ def write_branch(folder: Path, spec: BranchSpec, tensors: Mapping[str, np.ndarra
         return files_digest({name: write_file(staging / name, content) for name, content in contents.items()})
 
 
-def read_branch(folder: Path, *, expected: Mapping[str, str] | None = None) -> StoredBranch:
+def read_branch(folder: Path) -> StoredBranch:
     """Read and verify a branch folder.
 
     Args:
-        folder: Holds the four files of a branch.
-        expected: File name to SHA-256 where they are known; None takes the files as they are.
+        folder: Holds the four files of a branch, which are taken as they are; compare the digest where it is known.
 
     Raises:
         MissingBranchError: The folder or one of its files is missing.
-        DigestMismatchError: A file's bytes differ from ``expected``.
+        DigestMismatchError: A file cannot be decoded.
         SchemaVersionError: A newer Trunkline wrote it.
         NonFiniteError: A weight is NaN or infinite.
         BundleError: A file cannot be decoded, or a link leads out of the folder.
     """
-    return read_branch_inside(folder, ".", expected=expected)
+    return read_branch_inside(folder, ".", expected={})
 
 
-def read_branch_inside(root: Path, name: str, *, expected: Mapping[str, str] | None) -> StoredBranch:
-    """Read and verify the branch in ``root / name``; no link may lead out of ``root``. Errors as of `read_branch`."""
+def read_branch_inside(root: Path, name: str, *, expected: Mapping[str, str]) -> StoredBranch:
+    """Read and verify the branch in ``root / name``; no link may lead out of ``root``.
+
+    Errors as of `read_branch`, and `DigestMismatchError` where a file's SHA-256 is another than the ``expected`` one.
+    """
     contents = {file: read_inside(root, f"{name}/{file}", missing=MissingBranchError) for file in BRANCH_FILES}
-    for file, digest in (expected or {}).items():
+    for file, digest in expected.items():
         check_digest(contents[file], digest, f"{root / name / file}")
     files = {file: sha256_hex(content) for file, content in contents.items()}
     subject = f"branch {str(root / name)!r}"
@@ -278,6 +280,13 @@ def _check_golden(golden: Golden, spec: BranchSpec, subject: str) -> None:
             f"{subject}: golden.json has {len(golden.inputs)} inputs, {len(golden.logits)} answers of widths "
             f"{sorted(widths)}; one answer of width {spec.n_outputs} for each input is needed; write the branch anew"
         )
+    for precision, tolerance in golden.tolerance.items():
+        if not 0 <= tolerance <= LARGEST_TOLERANCE.get(precision, -1):
+            allowed = ", ".join(f"{name} up to {most:g}" for name, most in LARGEST_TOLERANCE.items())
+            raise BundleError(
+                f"{subject}: golden.json has tolerance {tolerance:g} for {precision!r}; allowed are {allowed}; "
+                "write the branch anew"
+            )
     if not all(np.isfinite(line).all() for lines in golden.logits for line in lines):
         raise NonFiniteError(f"{subject}: golden.json has an infinite logit; only finite ones are allowed; train anew")
 

@@ -66,15 +66,15 @@ def verify(path: Path) -> VerifyReport:
     """
     bundle = open_bundle(path)
     stored = bundle.trunk()
+    branches = [bundle.branch(task) for task in bundle.manifest.tasks]  # All damage is found before anything is run.
     trunk = Trunk.build(stored.config, stored.tensors, depth=deepest_exit(bundle.manifest))
-    tasks = tuple(_replay(bundle, task, trunk, stored) for task in bundle.manifest.tasks)
+    tasks = tuple(_replay(bundle, branch, trunk, stored) for branch in branches)
     n_files = 1 + len(bundle.manifest.trunk.files) + sum(len(entry.files) for entry in bundle.manifest.tasks.values())
     return VerifyReport(path=path, trunk_digest=stored.chain[-1], n_files=n_files, tasks=tasks)
 
 
-def _replay(bundle: Bundle, task: str, trunk: Trunk, stored: StoredTrunk) -> VerifiedTask:
-    branch = bundle.branch(task)
-    golden = branch.golden
+def _replay(bundle: Bundle, branch: StoredBranch, trunk: Trunk, stored: StoredTrunk) -> VerifiedTask:
+    task, golden = branch.spec.task, branch.golden
     precision = bundle.manifest.trunk.precision
     if precision not in golden.tolerance:
         raise VerificationError(

@@ -11,6 +11,7 @@ from trunkline.bundle.files import (
     sha256_hex,
     staged_folder,
     swap_file,
+    sweep,
     write_file,
 )
 from trunkline.core.errors import BundleError, DigestMismatchError, MissingBranchError
@@ -137,6 +138,67 @@ def test_a_folder_with_something_in_it_is_never_overwritten(tmp_path: Path) -> N
     with pytest.raises(BundleError, match="exists already"), staged_folder(tmp_path):
         pass
     assert (tmp_path / "theirs").read_bytes() == b"keep"
+
+
+def test_a_name_that_no_disk_takes_is_a_bundle_error(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="cannot be written"), staged_folder(tmp_path / ("x" * 300)):
+        pass
+
+
+def test_a_folder_that_may_not_be_searched_is_a_bundle_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(*_arguments: object, **_options: object) -> os.stat_result:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patched:  # Tests may run as root, whom no mode keeps out.
+        patched.setattr(os, "stat", denied)
+        patched.setattr(os, "lstat", denied)
+        with pytest.raises(BundleError, match=r"cannot be written .*Permission denied"), staged_folder(tmp_path / "x"):
+            pass
+
+
+def test_the_current_folder_is_refused_and_other_paths_are_resolved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here" / "target").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here" / "target")
+    with pytest.raises(BundleError, match=r"^\.: is the current folder.*name one inside it"), staged_folder(Path()):
+        pass
+    monkeypatch.chdir(tmp_path / "here")
+    with staged_folder(Path("target/../target/.")) as staging:
+        write_file(staging / "file", b"x")
+    assert [path.name for path in (tmp_path / "here").rglob("*")] == ["target", "file"]
+
+
+def test_a_swap_is_durable_at_every_step_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    real_fsync, real_replace = os.fsync, os.replace
+
+    def fsync(handle: int) -> None:
+        path = Path(f"/proc/self/fd/{handle}").readlink()
+        content = path.read_text() if path.is_file() else ""
+        events.append(f"fsync {path.name.split('.tmp-')[0]} {content}".strip())
+        real_fsync(handle)
+
+    def replace(source: Path, target: Path) -> None:
+        events.append("replace")
+        real_replace(source, target)
+
+    monkeypatch.setattr(files.os, "fsync", fsync)
+    monkeypatch.setattr(files.os, "replace", replace)
+    swap_file(tmp_path / "pointer", b"new")
+    assert events == ["fsync .pointer new", "replace", f"fsync {tmp_path.name}"]
+
+
+def test_sweeping_removes_what_was_staged_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "keep").write_bytes(b"k")
+    (tmp_path / ".keep.tmp-0123").write_bytes(b"half")
+    (tmp_path / ".folder.tmp-0123").mkdir()
+    (tmp_path / ".folder.tmp-0123" / "file").write_bytes(b"half")
+    (tmp_path / ".link.tmp-0123").symlink_to(tmp_path / "keep")
+    sweep(tmp_path, "keep")
+    assert len(list(tmp_path.iterdir())) == 3
+    sweep(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["keep"]
 
 
 def test_swapping_a_file_replaces_it_and_leaves_no_other(tmp_path: Path) -> None:

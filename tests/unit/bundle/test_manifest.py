@@ -104,6 +104,11 @@ def test_other_json_is_no_manifest(content: bytes) -> None:
         decode_manifest(content, "manifest")
 
 
+def test_json_nested_without_end_is_damaged() -> None:
+    with pytest.raises(DigestMismatchError, match="damaged"):
+        decode_manifest(b"[" * 100_000, "manifest")
+
+
 TRUNK = manifest_of().trunk
 WRONG = [
     manifest_of(**{"../up": task_entry(1, 1)}),
@@ -114,6 +119,14 @@ WRONG = [
     manifest_of(a=task_entry(-1, 1)),
     manifest_of(a=task_entry(4, 9)),
     manifest_of(a=task_entry(4, -1)),
+    manifest_of(a=task_entry(1, 1, max_length=7)),
+    manifest_of(a=task_entry(1, 1, max_length=8193)),
+    msgspec.structs.replace(manifest_of(), n_layers=1001),
+    msgspec.structs.replace(
+        manifest_of(), n_layers=0, trunk=msgspec.structs.replace(TRUNK, depth=0, chain=TRUNK.chain[:1])
+    ),
+    msgspec.structs.replace(manifest_of(), backbone="tiny\x1b[2J"),
+    msgspec.structs.replace(manifest_of(), backbone="tiny\u202egnp"),
     msgspec.structs.replace(manifest_of(), trunk=msgspec.structs.replace(TRUNK, depth=13)),
     msgspec.structs.replace(manifest_of(), trunk=msgspec.structs.replace(TRUNK, chain=TRUNK.chain[:-1])),
     msgspec.structs.replace(manifest_of(), trunk=msgspec.structs.replace(TRUNK, precision="int1")),

@@ -1,17 +1,20 @@
 import shutil
 import threading
 from pathlib import Path
+from typing import Any
 
 import filelock
 import msgspec
 import numpy as np
 import pytest
 
+from tests.tiny import tiny_backbone
 from tests.tiny_bundles import backbone_of, make_branch, make_bundle, other_trunk, put_branch, tree_bytes
 from trunkline.bundle import merge as merging
+from trunkline.bundle.cut import cut
 from trunkline.bundle.manifest import layer_cost
 from trunkline.bundle.merge import attach, detach, merge, replace
-from trunkline.bundle.store import Bundle, open_bundle, read_branch, write_branch
+from trunkline.bundle.store import Bundle, StoredBranch, open_bundle, read_branch, write_branch
 from trunkline.core.errors import BundleError, DigestMismatchError, MissingBranchError, TrunkMismatchError
 
 
@@ -118,6 +121,40 @@ def test_rows_longer_than_the_position_table_are_refused(tmp_path: Path) -> None
         merge([tmp_path / "run"], backbone_of(), tmp_path / "bundle")
 
 
+def test_a_task_whose_name_is_a_path_is_refused_before_its_files_are_copied(tmp_path: Path) -> None:
+    fields = {"kind": "classification", "labels": ("a", "b"), "exit_layer": 1, "own_layers": 1}
+    folder = put_branch(tmp_path / "run", "../../../up", backbone_of(), **fields)
+    with pytest.raises(BundleError, match="task name"):
+        merge([folder], backbone_of(), tmp_path / "bundle")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_merging_below_the_backbones_depth_names_it_and_both_values(tmp_path: Path) -> None:
+    small = tiny_backbone(n_layers=2)
+    folder = put_branch(tmp_path / "run", "mood", backbone_of(), exit_layer=3)
+    with pytest.raises(TrunkMismatchError, match=r"backbone 'tiny-bert' ends after layer 2") as caught:
+        merge([folder], small, tmp_path / "bundle")
+    assert backbone_of().chain[3] in str(caught.value)
+    assert small.chain[2] in str(caught.value)
+
+
+def test_a_branch_that_changes_while_it_is_copied_is_refused(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = put_branch(tmp_path / "run", "mood", backbone_of())
+
+    def read_and_change(path: Path) -> StoredBranch:
+        stored = read_branch(path)
+        (path / "README.md").write_text("another")
+        return stored
+
+    monkeypatch.setattr(merging, "read_branch", read_and_change)
+    before = tree_bytes(bundle.path)
+    with pytest.raises(DigestMismatchError, match=r"README\.md"):
+        attach(bundle, folder)
+    assert tree_bytes(bundle.path) == before
+
+
 def test_attaching_adds_a_task_and_touches_no_other_file(bundle: Bundle, tmp_path: Path) -> None:
     before = tree_bytes(bundle.path)
     manifest = attach(bundle, put_branch(tmp_path / "run-mood", "mood", backbone_of()))
@@ -221,6 +258,26 @@ def test_replacing_a_branch_that_is_no_longer_the_expected_one_is_refused(bundle
     assert tree_bytes(bundle.path) == before
 
 
+@pytest.mark.parametrize(
+    ("changes", "values"),
+    [
+        ({"labels": ("book", "music", "news")}, r"'weather'.*version 1.*'news'.*above 1"),
+        ({"labels": ("weather", "music", "book")}, r"'weather'\).*'book'\)"),
+        ({"kind": "multilabel"}, "kind 'classification'.*'multilabel'"),
+        ({"input": "pair"}, "input 'text'.*'pair'"),
+    ],
+)
+def test_replacing_what_answers_mean_needs_a_higher_schema_version(
+    bundle: Bundle, tmp_path: Path, changes: dict[str, Any], values: str
+) -> None:
+    before = tree_bytes(bundle.path)
+    with pytest.raises(BundleError, match=values):
+        replace(bundle, put_branch(tmp_path / "same", "intent", backbone_of(), **changes))
+    assert tree_bytes(bundle.path) == before
+    raised = put_branch(tmp_path / "raised", "intent", backbone_of(), label_schema_version=2, **changes)
+    assert replace(bundle, raised).tasks["intent"].label_schema_version == 2
+
+
 def test_an_open_bundle_still_reads_after_a_replace(bundle: Bundle, tmp_path: Path) -> None:
     digest = bundle.branch("intent").digest
     replace(bundle, put_branch(tmp_path / "run", "intent", backbone_of(), seed=7))
@@ -237,7 +294,7 @@ def test_detaching_changes_the_manifest_alone(bundle: Bundle) -> None:
 
 def test_detaching_an_unknown_task_names_the_nearest(bundle: Bundle) -> None:
     before = tree_bytes(bundle.path)
-    with pytest.raises(MissingBranchError, match="did you mean 'slots'"):
+    with pytest.raises(MissingBranchError, match=r"did you mean 'slots'\?$"):
         detach(bundle, "slot")
     assert tree_bytes(bundle.path) == before
 
@@ -289,6 +346,38 @@ def test_changing_a_folder_that_is_no_bundle_leaves_no_lock(bundle: Bundle, tmp_
     with pytest.raises(BundleError):
         detach(Bundle(path=tmp_path / "empty", manifest=bundle.manifest), "intent")
     assert list((tmp_path / "empty").iterdir()) == []
+
+
+def test_a_trunk_that_lies_outside_is_not_written_to(bundle: Bundle, tmp_path: Path) -> None:
+    # Its files lead back inside, so that reading them is allowed.
+    trunk, outside = bundle.path / "trunk", tmp_path / "outside"
+    trunk.rename(bundle.path / "inside")
+    outside.mkdir()
+    for path in (bundle.path / "inside").iterdir():
+        (outside / path.name).symlink_to(path)
+    trunk.symlink_to(outside)
+    before = tree_bytes(outside)
+    deep = put_branch(tmp_path / "run", "mood", backbone_of(), exit_layer=3)
+    with pytest.raises(BundleError, match=r"trunk: is a link that leads out"):
+        attach(bundle, deep, backbone=backbone_of())
+    detach(bundle, "slots")
+    with pytest.raises(BundleError, match=r"trunk: is a link that leads out"):
+        cut(bundle.path)
+    assert tree_bytes(outside) == before
+
+
+def test_the_next_change_removes_what_a_killed_writer_left(bundle: Bundle, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / ".kept.tmp-0123").write_bytes(b"theirs")
+    (bundle.path / "branches" / "elsewhere").symlink_to(outside)
+    left = [bundle.path / place / ".x.tmp-0123" for place in ("trunk", "branches/intent")]
+    left.append(bundle.path / ".manifest.json.tmp-0123")
+    for path in left:
+        path.write_bytes(b"half")
+    detach(bundle, "slots")
+    assert not any(path.exists() for path in left)
+    assert (outside / ".kept.tmp-0123").exists()
 
 
 def test_a_link_that_leads_out_is_not_written_through(bundle: Bundle, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from tests.tiny_bundles import TASKS, backbone_of, make_branch, make_bundle, put_branch, tree_bytes
 from trunkline.bundle.files import files_digest, sha256_hex
 from trunkline.bundle.manifest import BRANCH_FILES, encode_manifest
-from trunkline.bundle.store import Bundle, open_bundle, read_branch, task_entry, write_branch
+from trunkline.bundle.store import Bundle, open_bundle, read_branch, read_branch_inside, task_entry, write_branch
 from trunkline.core.errors import (
     BundleError,
     CheckpointError,
@@ -18,6 +18,7 @@ from trunkline.core.errors import (
     SchemaVersionError,
     TrunkMismatchError,
 )
+from trunkline.core.specs import encode_spec
 from trunkline.model.tensors import read_tensors, write_tensors
 
 
@@ -103,18 +104,45 @@ def test_golden_answers_of_another_branch_are_not_written(tmp_path: Path) -> Non
         write_branch(tmp_path / "branch", made.spec, made.tensors, other.golden)
 
 
-def test_a_folder_without_a_branch_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(MissingBranchError, match="missing"):
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(MissingBranchError, match="nowhere: there is no such folder"):
         read_branch(tmp_path / "nowhere")
+    with pytest.raises(BundleError, match="nowhere: there is no such folder"):
+        open_bundle(tmp_path / "nowhere")
+
+
+def test_a_folder_without_a_branch_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(MissingBranchError, match="the file is missing"):
+        read_branch(tmp_path)
+
+
+@pytest.mark.parametrize("tolerance", [{"fp32": 1e30}, {"fp32": 1.1e-4}, {"fp32": -1.0}, {"bf16": 0.03}, {"fp1": 0.0}])
+def test_a_tolerance_beyond_what_is_allowed_is_neither_written_nor_read(
+    bundle: Bundle, tmp_path: Path, tolerance: dict[str, float]
+) -> None:
+    golden = msgspec.structs.replace(bundle.branch("slots").golden, tolerance=tolerance)
+    made = make_branch("slots", backbone_of())
+    with pytest.raises(BundleError, match="tolerance"):
+        write_branch(tmp_path / "branch", made.spec, made.tensors, golden)
+    reseal_branch(bundle, "slots", "golden.json", encode_spec(golden))
+    with pytest.raises(BundleError, match=r"golden\.json has tolerance .* allowed are fp32 up to 0\.0001"):
+        open_bundle(bundle.path).branch("slots")
+
+
+@pytest.mark.parametrize("name", ["branch.json", "golden.json"])
+def test_json_nested_without_end_is_refused(bundle: Bundle, name: str) -> None:
+    reseal_branch(bundle, "slots", name, b"[" * 100_000)
+    with pytest.raises(BundleError, match=name):
+        open_bundle(bundle.path).branch("slots")
 
 
 def test_a_branch_with_other_digests_than_expected_is_refused(tmp_path: Path) -> None:
     folder = put_branch(tmp_path / "branch", "mood", backbone_of())
     files = dict(read_branch(folder).files)
-    assert read_branch(folder, expected=files).files == files
+    assert read_branch_inside(folder, ".", expected=files).files == files
     files["golden.json"] = "0" * 64
     with pytest.raises(DigestMismatchError, match=r"golden\.json"):
-        read_branch(folder, expected=files)
+        read_branch_inside(folder, ".", expected=files)
 
 
 @pytest.mark.parametrize("name", BRANCH_FILES)

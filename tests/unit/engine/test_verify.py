@@ -4,7 +4,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from tests.tiny_bundles import TASKS, backbone_of, make_branch, make_bundle, tree_bytes
+from tests.tiny_bundles import TASKS, backbone_of, make_branch, make_bundle, put_branch, tree_bytes
 from trunkline.bundle.golden import Golden
 from trunkline.bundle.merge import merge
 from trunkline.bundle.store import write_branch
@@ -64,11 +64,24 @@ def test_a_branch_without_a_tolerance_for_the_precision_is_refused(tmp_path: Pat
 
 
 def test_damage_is_found_before_anything_is_run(tmp_path: Path) -> None:
-    bundle = make_bundle(tmp_path, "intent")
+    made = make_branch("slots", backbone_of())
+    wrong = msgspec.structs.replace(made.golden, logits=shifted(made.golden, number=0, by=1.0))
+    write_branch(tmp_path / "slots", made.spec, made.tensors, wrong)  # Would be refused first, if it were run.
+    folders = [tmp_path / "slots", put_branch(tmp_path / "intent", "intent", backbone_of())]
+    bundle = merge(folders, backbone_of(), tmp_path / "bundle")
     path = bundle.path / "branches" / "intent" / bundle.manifest.tasks["intent"].branch / "README.md"
     path.write_bytes(path.read_bytes() + b"\n")
     with pytest.raises(DigestMismatchError, match=r"README\.md"):
         verify(bundle.path)
+
+
+def test_an_answer_that_is_not_a_number_is_refused(tmp_path: Path) -> None:
+    made = make_branch("slots", backbone_of())
+    huge = {name: np.full_like(tensor, 3e38) if tensor.ndim == 2 else tensor for name, tensor in made.tensors.items()}
+    write_branch(tmp_path / "run", made.spec, huge, made.golden)
+    path = merge([tmp_path / "run"], backbone_of(), tmp_path / "bundle").path
+    with pytest.raises(VerificationError, match="differ by inf"):
+        verify(path)
 
 
 @pytest.mark.parametrize("architecture", ["roberta", "mpnet", "electra", "distilbert"])
