@@ -71,6 +71,7 @@ def markdown_protocol(result: dict[str, Any]) -> str:
     protocol, tasks = result["details"]["protocol"], result["details"]["tasks"]
     rows = ", ".join(f"{row['task']} {row['full']['n_train_rows']}" for row in tasks)
     fewer = [f"{row['task']} {len(row['set']['seeds'])}" for row in tasks if len(row["set"]["seeds"]) < SEEDS]
+    three = ", ".join(row["task"] for row in tasks if row["set"]["n_trials"] > 2)
     chosen = ", ".join(
         f"{row['task']} {row['full']['learning_rate']:g} / {row['partial']['learning_rate']:g}" for row in tasks
     )
@@ -86,10 +87,10 @@ def markdown_protocol(result: dict[str, Any]) -> str:
             ),
             f"- Seeds: {SEEDS}" + (f" ({', '.join(fewer)})." if fewer else "."),
             (
-                f"- Every run has {protocol['epochs']} epochs. Each arm had two trials on the first seed: full "
-                f"fine-tuning at {_trials(protocol['full_trials'])}; partial fine-tuning at "
-                f"{_trials(protocol['partial_trials'])}. "
-                "The better one on the selection rows was run on the other seeds; students are taught at its rate. "
+                f"- Every run has {protocol['epochs']} epochs. Each arm had as many trials on the first seed, the first "
+                f"two of these, or all three ({three}): full fine-tuning at {_trials(protocol['full_trials'])}; partial "
+                f"fine-tuning at {_trials(protocol['partial_trials'])}. "
+                "The best one on the selection rows was run on the other seeds; students are taught at its rate. "
                 "Dev was only reported on."
             ),
             f"- Rates that won, full / partial: {chosen}.",
