@@ -87,9 +87,9 @@ def markdown_protocol(result: dict[str, Any]) -> str:
             ),
             f"- Seeds: {SEEDS}" + (f" ({', '.join(fewer)})." if fewer else "."),
             (
-                f"- Every run has {protocol['epochs']} epochs. Each arm had as many trials on the first seed, the first "
-                f"two of these, or all three ({three}): full fine-tuning at {_trials(protocol['full_trials'])}; partial "
-                f"fine-tuning at {_trials(protocol['partial_trials'])}. "
+                f"- Every run has {protocol['epochs']} epochs. Each arm had as many trials on the first seed, the "
+                f"first two of these, or all three ({three}): full fine-tuning at {_trials(protocol['full_trials'])}; "
+                f"partial fine-tuning at {_trials(protocol['partial_trials'])}. "
                 "The best one on the selection rows was run on the other seeds; students are taught at its rate. "
                 "Dev was only reported on."
             ),
