@@ -9,7 +9,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trunkline.train.cache import RECORD, ActivationStore
+from trunkline.train.cache import ActivationStore
+from trunkline.train.cache_room import RECORD
 
 WIDTH = 2
 LENGTHS = (3, 1, 4, 2)

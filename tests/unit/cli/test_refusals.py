@@ -61,7 +61,7 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     "a plan of nothing": (("plan", "empty"), "has no runs; run `trunkline train` first"),
     "no such plan": (("merge", "none.json", "--out", "b"), "plan 'none.json': cannot be read"),
     "a plan that is none": (("merge", "unknown_key.yaml", "--out", "b"), "plan 'unknown_key.yaml': not valid JSON"),
-    "no such bundle": (("inspect", "none"), "none/manifest.json: "),
+    "no such bundle": (("inspect", "none"), "none: there is no such folder"),
     "a folder that is no bundle": (("verify", "empty"), "manifest.json"),
     "a branch of another trunk": (("attach", "bundle", "foreign"), "was trained on trunk"),
     "a task that is there": (("attach", "bundle", "run-intent"), "is there already"),

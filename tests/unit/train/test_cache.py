@@ -18,7 +18,8 @@ from trunkline.core.types import Encoded, Example
 from trunkline.data.collate import collate
 from trunkline.model.trunk import Trunk
 from trunkline.train import cache as cache_module
-from trunkline.train.cache import RECORD, ActivationCache, ActivationStore, CachedRows, default_cache_root, row_key
+from trunkline.train.cache import ActivationCache, ActivationStore, CachedRows, row_key
+from trunkline.train.cache_room import RECORD, default_cache_root
 
 BACKBONE = backbone_of()
 TRUNK = Trunk.build(BACKBONE.config, BACKBONE.tensors, depth=3)
