@@ -136,7 +136,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     axes.set_xticks(range(len(tasks)), [row["task"] for row in tasks], rotation=20, ha="right")
     axes.set_ylabel("dev metric, points")
     axes.set_title("first-light: all-MiniLM-L6-v2, mean over seeds (dots: seeds)")
-    axes.legend(ncols=5, fontsize=8, loc="lower center")
+    figure.legend(ncols=5, fontsize=8, loc="outside lower center")
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
