@@ -43,6 +43,7 @@ app.add_typer(cache_commands.app, name="cache")
 
 def main() -> NoReturn:
     """Run the command line; a deliberate error, or one of the operating system, ends it with a message and code 1."""
+    _spin_little()
     try:
         _require_streams()
         try:
@@ -78,6 +79,12 @@ def _drop_output() -> None:
     """Lead standard output nowhere: what could not be written must not be tried again when Python ends."""
     with suppress(OSError):  # Something that is no file stands in its place.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _spin_little() -> None:
+    """Let idle threads of torch wait instead of spin; read by libgomp when torch is loaded (decision 0010)."""
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 
 def _run() -> None:

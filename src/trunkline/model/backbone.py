@@ -9,6 +9,7 @@ import importlib.util
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import TypeAlias
@@ -174,6 +175,11 @@ def load_backbone(name: str) -> Backbone:
         raise CheckpointError(
             f"{subject}: there is no such folder, and it is not a Hub name; allowed are {EMBEDDED_NAME!r}, a folder, "
             "or a name like 'owner/model'; check the path"
+        )
+    if get_close_matches(name.lower(), [EMBEDDED_NAME], cutoff=0.8):
+        raise CheckpointError(
+            f"{subject}: there is no such folder; did you mean {EMBEDDED_NAME!r}? "
+            "A model of the Hub is named with its owner, 'owner/model'"
         )
     return _load(name, HubFiles.find(name, subject), subject)
 

@@ -66,3 +66,19 @@ def test_every_command_explains_itself(command: str) -> None:
 def test_without_a_command_help_is_shown() -> None:
     shown = run_cli()
     assert "Usage: trunkline" in shown.out + shown.err
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "2000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)],
+)
+def test_idle_threads_wait_unless_the_user_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], expected: str | None
+) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "")  # So that it is put back afterwards, whatever the command sets.
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    run_cli("--version")
+    assert os.environ.get("GOMP_SPINCOUNT") == expected

@@ -344,3 +344,9 @@ def test_the_embedded_backbone_has_six_layers_of_width_384() -> None:
     backbone = load_backbone("minilm")
     assert (backbone.name, backbone.config.n_layers, backbone.config.width) == ("minilm", 6, 384)
     assert len(backbone.chain) == 7
+
+
+@pytest.mark.parametrize("name", ["minlm", "miniLM", "mini-lm"])
+def test_a_mistyped_name_of_the_embedded_backbone_is_not_looked_for_on_the_hub(name: str) -> None:
+    with pytest.raises(CheckpointError, match=f"backbone '{name}': there is no such folder; did you mean 'minilm'"):
+        load_backbone(name)
