@@ -9,7 +9,7 @@ import numpy as np
 
 from trunkline.bundle.files import sha256_hex, swap_file
 from trunkline.bundle.manifest import MANIFEST_NAME, TrunkEntry, check_manifest, deepest_exit, extension_layers
-from trunkline.bundle.merge import locked, require_inside, swap_manifest
+from trunkline.bundle.merge import locked, require_inside, swap_manifest, trunk_tensors
 from trunkline.bundle.store import Bundle, open_bundle
 from trunkline.model.tensors import write_tensors
 
@@ -62,16 +62,9 @@ def _shortened(entry: TrunkEntry, tensors: Mapping[str, np.ndarray], depth: int)
         if not name.endswith(".safetensors") or layers.stop <= depth:
             files[name] = digest
         elif added is None or layers.start < depth:
-            content = write_tensors(_part(tensors, range(layers.start, depth), whole_stem=added is None))
+            content = write_tensors(trunk_tensors(tensors, range(layers.start, depth), stem=added is None))
             label = "model" if added is None else f"layers-{layers.start}-{depth - 1}"
             renamed = f"{label}-{sha256_hex(content)[:12]}.safetensors"
             files[renamed], written[renamed] = sha256_hex(content), content
     shorter = msgspec.structs.replace(entry, depth=depth, chain=entry.chain[: depth + 1], files=files)
     return _Cut(shorter, written)
-
-
-def _part(tensors: Mapping[str, np.ndarray], layers: range, *, whole_stem: bool) -> dict[str, np.ndarray]:
-    def wanted(name: str) -> bool:
-        return int(name.split(".")[1]) in layers if name.startswith("layers.") else whole_stem
-
-    return {name: tensor for name, tensor in tensors.items() if wanted(name)}

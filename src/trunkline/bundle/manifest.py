@@ -11,7 +11,18 @@ import msgspec
 
 from trunkline.bundle.files import files_digest, sha256_hex
 from trunkline.core.errors import BundleError, DigestMismatchError, SchemaVersionError, SpecError
-from trunkline.core.specs import TASK_NAME, InputForm, Kind, Metric, Pooling, Provenance, Spec, convert_spec
+from trunkline.core.specs import (
+    MAX_LENGTH,
+    MIN_LENGTH,
+    TASK_NAME,
+    InputForm,
+    Kind,
+    Metric,
+    Pooling,
+    Provenance,
+    Spec,
+    convert_spec,
+)
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -19,7 +30,6 @@ BRANCH_FILES = ("README.md", "branch.json", "branch.safetensors", "golden.json")
 TRUNK_FILES = ("config.json", "model.safetensors", "tokenizer.json")
 
 LAYERS_ALLOWED = (1, 1000)
-LENGTHS_ALLOWED = (8, 8192)
 
 # Names are shown in terminals: no escapes, no line breaks, nothing that reverses the direction of reading.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
@@ -197,9 +207,8 @@ def check_manifest(manifest: Manifest, subject: str) -> None:
         _require(sorted(entry.files) == sorted(BRANCH_FILES), about, f"files {sorted(entry.files)}", f"{BRANCH_FILES}")
         _require_digests((entry.branch, *entry.files.values()), about)
         _require(entry.branch == files_digest(entry.files), about, f"branch {entry.branch}", files_digest(entry.files))
-        shortest, longest = LENGTHS_ALLOWED
-        fits = shortest <= entry.max_length <= longest
-        _require(fits, about, f"max_length {entry.max_length}", f"{shortest}..{longest}")
+        fits = MIN_LENGTH <= entry.max_length <= MAX_LENGTH
+        _require(fits, about, f"max_length {entry.max_length}", f"{MIN_LENGTH}..{MAX_LENGTH}")
         exits, layers = (0, trunk.depth), (0, manifest.n_layers - entry.exit_layer)
         _require(exits[0] <= entry.exit_layer <= exits[1], about, f"exit layer {entry.exit_layer}", f"{exits}")
         _require(layers[0] <= entry.own_layers <= layers[1], about, f"{entry.own_layers} own layers", f"{layers}")

@@ -271,8 +271,7 @@ def _extended(bundle: Bundle, exit_layer: int, backbone: Backbone | None) -> _Ex
         )
     if exit_layer <= entry.depth or exit_layer >= len(backbone.chain):
         return _Extension(entry)
-    layers = _layers(backbone.tensors, entry.depth, exit_layer)
-    content = write_tensors(layers)
+    content = write_tensors(trunk_tensors(backbone.tensors, range(entry.depth, exit_layer), stem=False))
     digest = sha256_hex(content)
     name = f"layers-{entry.depth}-{exit_layer - 1}-{digest[:12]}.safetensors"
     extended = msgspec.structs.replace(
@@ -330,16 +329,22 @@ def _branch_shapes(spec: BranchSpec, config: EncoderConfig, subject: str) -> dic
 
 
 def _trunk_contents(backbone: Backbone, depth: int) -> dict[str, bytes]:
-    stem = {name: tensor for name, tensor in backbone.tensors.items() if name.startswith(("embeddings.", "shared."))}
     return {
         "config.json": encode_spec(backbone.config),
         "tokenizer.json": backbone.tokenizer.json.encode(),
-        "model.safetensors": write_tensors({**stem, **_layers(backbone.tensors, 0, depth)}),
+        "model.safetensors": write_tensors(trunk_tensors(backbone.tensors, range(depth), stem=True)),
     }
 
 
-def _layers(tensors: Mapping[str, np.ndarray], start: int, stop: int) -> dict[str, np.ndarray]:
-    prefixes = tuple(f"layers.{number}." for number in range(start, stop))
+def trunk_tensors(tensors: Mapping[str, np.ndarray], layers: range, *, stem: bool) -> dict[str, np.ndarray]:
+    """What one file of a trunk holds.
+
+    Args:
+        tensors: By canonical name, of at least these layers.
+        layers: Which layers.
+        stem: Whether embeddings and shared tensors lie in the same file.
+    """
+    prefixes = (*(f"layers.{number}." for number in layers), *(("embeddings.", "shared.") if stem else ()))
     return {name: tensor for name, tensor in tensors.items() if name.startswith(prefixes)}
 
 

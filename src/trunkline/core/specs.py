@@ -34,6 +34,7 @@ METRICS_OF_KIND: dict[Kind, tuple[Metric, ...]] = {
     "regression": ("pearson", "spearman"),
     "tagging": ("span_f1",),
 }
+MIN_LENGTH, MAX_LENGTH = 8, 8192  # Of `max_length`, in tokens.
 TASK_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 OUTSIDE = "O"
 """The tag of a word outside all entities."""
@@ -135,8 +136,10 @@ class TaskSpec(Spec, frozen=True, kw_only=True):
             _check_labels(self.labels, subject)
         if self.kind == "tagging" and self.input == "pair":
             raise SpecError(f"{subject}: tagging takes single texts; set input: text")
-        if not 8 <= self.max_length <= 8192:
-            raise SpecError(f"{subject}: max_length {self.max_length} is outside 8..8192 tokens; choose one inside")
+        if not MIN_LENGTH <= self.max_length <= MAX_LENGTH:
+            raise SpecError(
+                f"{subject}: max_length {self.max_length} is outside {MIN_LENGTH}..{MAX_LENGTH} tokens; choose one inside"
+            )
         for column in self.columns_read:
             if self.columns_read.count(column) > 1:
                 raise SpecError(f"{subject}: columns gives {column!r} two meanings; name a column for each")

@@ -212,19 +212,21 @@ class ActivationCache:
             TrainingError: The store cannot be written.
         """
         store = self._store(backbone, exit_layer, dtype)
-        missing = _missing(store, rows)
+        keys = [row_key(row) for row in rows]
+        missing = _missing(store, keys, rows)
         started = time.perf_counter()
         about = AboutStore(backbone=backbone.name, exit_layer=exit_layer, width=store.width, dtype=dtype)
         note_use(store.index_path.parent, about)
         if missing:
             store.append(self._compute(trunk, missing, exit_layer=exit_layer, pad_id=backbone.tokenizer.pad_id))
             self.seconds += time.perf_counter() - started
-        return store.view([row_key(row) for row in rows])
+        return store.view(keys)
 
     def missing_bytes(self, backbone: Backbone, rows: Sequence[Encoded], *, exit_layer: int, dtype: CacheDtype) -> int:
         """How many bytes `rows` would add to the cache; arguments as of `rows`."""
         store = self._store(backbone, exit_layer, dtype)
-        n_tokens = sum(len(row.token_ids) for row in _missing(store, rows).values())
+        missing = _missing(store, [row_key(row) for row in rows], rows)
+        n_tokens = sum(len(row.token_ids) for row in missing.values())
         return n_tokens * store.width * STORED[dtype].itemsize
 
     def room_bytes(self) -> int:
@@ -268,10 +270,9 @@ class ActivationCache:
             self._on_rows(len(chosen))
 
 
-def _missing(store: ActivationStore, rows: Sequence[Encoded]) -> dict[bytes, Encoded]:
+def _missing(store: ActivationStore, keys: Sequence[bytes], rows: Sequence[Encoded]) -> dict[bytes, Encoded]:
     known = store.index()
-    keyed = ((row_key(row), row) for row in rows)
-    return {key: row for key, row in keyed if key not in known}
+    return {key: row for key, row in zip(keys, rows, strict=True) if key not in known}
 
 
 def _to_stored(values: np.ndarray, dtype: CacheDtype) -> np.ndarray:

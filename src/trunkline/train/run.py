@@ -181,8 +181,7 @@ def _run(
     started, cached_before = time.perf_counter(), bench.cache.seconds
     draft = draft_branch(bench, task, spec)
     model = _build_model(bench, task, spec, start)
-    # Without a teacher a row without a label teaches nothing, and a step on such rows is a step of decay alone.
-    rows = task.fit if spec.arm == "student" else task.fit.labelled()
+    rows = learned_rows(task, spec)
     if not start.head:
         names = ", ".join(f"head.{name}" for name, _ in model.head.named_parameters())
         bench.reporter.note(f"task {spec.task!r}: new head: {names}")
@@ -306,6 +305,11 @@ def _split_logits(flat: np.ndarray, counts: np.ndarray, *, tagging: bool) -> lis
     return np.split(flat, np.cumsum(counts)[:-1]) if tagging else list(flat)
 
 
+def learned_rows(task: PreparedTask, spec: RunSpec) -> Split:
+    """The rows that a run takes steps on: without a teacher a row without a label would be a step of decay alone."""
+    return task.fit if spec.arm == "student" else task.fit.labelled()
+
+
 def draft_branch(bench: Workbench, task: PreparedTask, spec: RunSpec) -> BranchSpec:
     """The branch that a run will give, its metrics still open."""
     return BranchSpec(
@@ -329,7 +333,7 @@ def draft_branch(bench: Workbench, task: PreparedTask, spec: RunSpec) -> BranchS
             backbone=bench.backbone.name,
             run_id=spec.run_id,
             seed=spec.seed,
-            train_rows=len(task.fit if spec.arm == "student" else task.fit.labelled()),
+            train_rows=len(learned_rows(task, spec)),
             train_digest=task.data_digest,
             selection_metric=0.0,
             label_teacher=spec.label_teacher,

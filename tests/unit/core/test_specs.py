@@ -7,28 +7,17 @@ from typing import Any
 import msgspec
 import pytest
 
+from tests.tiny_bundles import provenance_of
 from trunkline.core.errors import SpecError, UnknownNameError
 from trunkline.core.specs import (
     BranchSpec,
     Calibration,
     Columns,
     DataSpec,
-    Provenance,
     TaskSpec,
     convert_spec,
     decode_spec,
     read_task,
-)
-
-PROVENANCE = Provenance(
-    trunkline_version="0",
-    created_at="",
-    backbone="tiny",
-    run_id="",
-    seed=0,
-    train_rows=1,
-    train_digest="",
-    selection_metric=0.0,
 )
 
 
@@ -54,7 +43,7 @@ def branch_of(**changes: Any) -> BranchSpec:
         "exit_layer": 1,
         "own_layers": 1,
         "trunk_digest": "0" * 64,
-        "provenance": PROVENANCE,
+        "provenance": provenance_of("mood"),
     }
     return BranchSpec(**(fields | changes))
 

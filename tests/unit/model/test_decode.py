@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.tiny_bundles import provenance_of
 from trunkline.core.errors import DataError, NonFiniteError
-from trunkline.core.specs import BranchSpec, Calibration, Provenance
+from trunkline.core.specs import BranchSpec, Calibration
 from trunkline.core.types import (
     Example,
     LabelPrediction,
@@ -34,16 +35,7 @@ def branch_of(**changes: Any) -> BranchSpec:
         "exit_layer": 1,
         "own_layers": 1,
         "trunk_digest": "0" * 64,
-        "provenance": Provenance(
-            trunkline_version="0",
-            created_at="",
-            backbone="tiny",
-            run_id="",
-            seed=0,
-            train_rows=1,
-            train_digest="",
-            selection_metric=0.0,
-        ),
+        "provenance": provenance_of("demo"),
     }
     return BranchSpec(**(facts | changes))
 
