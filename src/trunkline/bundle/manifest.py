@@ -12,8 +12,8 @@ import msgspec
 from trunkline.bundle.files import files_digest, sha256_hex
 from trunkline.core.errors import BundleError, DigestMismatchError, SchemaVersionError, SpecError
 from trunkline.core.specs import (
-    MAX_LENGTH,
-    MIN_LENGTH,
+    LONGEST,
+    SHORTEST,
     TASK_NAME,
     InputForm,
     Kind,
@@ -207,8 +207,8 @@ def check_manifest(manifest: Manifest, subject: str) -> None:
         _require(sorted(entry.files) == sorted(BRANCH_FILES), about, f"files {sorted(entry.files)}", f"{BRANCH_FILES}")
         _require_digests((entry.branch, *entry.files.values()), about)
         _require(entry.branch == files_digest(entry.files), about, f"branch {entry.branch}", files_digest(entry.files))
-        fits = MIN_LENGTH <= entry.max_length <= MAX_LENGTH
-        _require(fits, about, f"max_length {entry.max_length}", f"{MIN_LENGTH}..{MAX_LENGTH}")
+        fits = SHORTEST <= entry.max_length <= LONGEST
+        _require(fits, about, f"max_length {entry.max_length}", f"{SHORTEST}..{LONGEST}")
         exits, layers = (0, trunk.depth), (0, manifest.n_layers - entry.exit_layer)
         _require(exits[0] <= entry.exit_layer <= exits[1], about, f"exit layer {entry.exit_layer}", f"{exits}")
         _require(layers[0] <= entry.own_layers <= layers[1], about, f"{entry.own_layers} own layers", f"{layers}")

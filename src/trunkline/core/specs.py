@@ -34,7 +34,7 @@ METRICS_OF_KIND: dict[Kind, tuple[Metric, ...]] = {
     "regression": ("pearson", "spearman"),
     "tagging": ("span_f1",),
 }
-MIN_LENGTH, MAX_LENGTH = 8, 8192  # Of `max_length`, in tokens.
+SHORTEST, LONGEST = 8, 8192  # Of `max_length`, in tokens.
 TASK_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 OUTSIDE = "O"
 """The tag of a word outside all entities."""
@@ -136,9 +136,9 @@ class TaskSpec(Spec, frozen=True, kw_only=True):
             _check_labels(self.labels, subject)
         if self.kind == "tagging" and self.input == "pair":
             raise SpecError(f"{subject}: tagging takes single texts; set input: text")
-        if not MIN_LENGTH <= self.max_length <= MAX_LENGTH:
+        if not SHORTEST <= self.max_length <= LONGEST:
             raise SpecError(
-                f"{subject}: max_length {self.max_length} is outside {MIN_LENGTH}..{MAX_LENGTH} tokens; choose one inside"
+                f"{subject}: max_length {self.max_length} is outside {SHORTEST}..{LONGEST} tokens; choose one inside"
             )
         for column in self.columns_read:
             if self.columns_read.count(column) > 1:
