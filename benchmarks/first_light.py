@@ -30,6 +30,7 @@ from trunkline.engine.engine import Engine
 from trunkline.engine.evaluate import evaluate
 from trunkline.engine.verify import verify
 from trunkline.model.backbone import Backbone, load_backbone
+from trunkline.train.bench import Workbench
 from trunkline.train.cache import ActivationCache
 from trunkline.train.cache_room import default_cache_root
 from trunkline.train.candidates import candidates_of
@@ -37,7 +38,6 @@ from trunkline.train.device import make_accelerator
 from trunkline.train.ledger import Ledger
 from trunkline.train.pipeline import train_task
 from trunkline.train.plan import plan_runs, write_plan
-from trunkline.train.run import Workbench
 from trunkline.train.spec import PRESETS, Preset, RunRecord, TrainRequest
 
 FULL_TRIALS = ((6, 2e-4), (6, 5e-4), (6, 3e-4))

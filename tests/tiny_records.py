@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from trunkline.model.cost import EncoderSizes
 from trunkline.train.spec import EpochPoint, Hyperparameters, RunRecord, RunSpec
 
 
@@ -36,18 +37,20 @@ def run_record(
         run_id=spec.run_id,
         spec=spec,
         backbone="tiny",
-        n_layers=4,
+        sizes=EncoderSizes(n_layers=4, width=8, n_heads=2, ffn_width=16),
         metric="accuracy",
         curve=(EpochPoint(epoch=0, train_loss=None, selection_metric=10.0),),
         best_epoch=0,
         selection_metric=points,
         dev_metric=dev,
-        untrained_dev_metric=None if dev is None else 5.0,
         n_train_rows=100,
+        mean_tokens=10.0,
         n_truncated=0,
         n_unseen_labels=0,
         seconds=2.0,
         cache_seconds=0.5,
+        flops=2e6,
+        cache_flops=5e5,
         finished_at="2025-01-01T00:00:00+00:00",
         branch_digest=None if spec.arm == "full" else branch,
         trunkline_version="0.1.0",

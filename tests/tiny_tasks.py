@@ -11,10 +11,10 @@ from tests.tiny import WORDS
 from tests.tiny_bundles import backbone_of
 from trunkline.core.specs import Kind, TaskSpec, read_task
 from trunkline.model.backbone import Backbone
+from trunkline.train.bench import Reporter, Workbench
 from trunkline.train.cache import ActivationCache
 from trunkline.train.device import Precision, make_accelerator
 from trunkline.train.ledger import Ledger
-from trunkline.train.run import Reporter, Workbench
 from trunkline.train.spec import Distillation, Hyperparameters, Preset, RunRecord, RunSpec, TrainRequest
 
 CITIES = ("london", "paris", "york")

@@ -27,7 +27,7 @@ def values_of(number: int) -> np.ndarray:
 def whole_files() -> tuple[bytes, bytes]:
     with tempfile.TemporaryDirectory() as folder:
         store = ActivationStore(Path(folder), width=WIDTH, dtype="float32")
-        store.append((KEYS[number], values_of(number)) for number in range(len(KEYS)))
+        store.append({KEYS[number]: values_of(number) for number in range(len(KEYS))})
         return store.states_path.read_bytes(), store.index_path.read_bytes()
 
 
@@ -42,7 +42,7 @@ def check_after(damage: Callable[[bytes, bytes], tuple[bytes, bytes]]) -> int:
         if survivors:
             check(store, list(survivors))
         store = ActivationStore(Path(folder), width=WIDTH, dtype="float32")
-        store.append((key, values_of(n)) for n, key in enumerate(KEYS) if key not in survivors)
+        store.append({key: values_of(n) for n, key in enumerate(KEYS) if key not in survivors})
         check(store, list(KEYS))
         assert store.index_path.stat().st_size == len(KEYS) * RECORD.itemsize
         assert store.states_path.stat().st_size == TOTAL_BYTES

@@ -6,16 +6,17 @@ import sys
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, cast
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn, cast
 
 import msgspec
 import typer
 
 import trunkline
 from trunkline.cli import cache as cache_commands
-from trunkline.cli.options import JsonOption, names, numbers, read_tasks, train_request
+from trunkline.cli.options import JsonOption, TaskFiles, names, open_backbone, read_tasks
 from trunkline.cli.show import show, show_json, show_manifest, show_manifest_and_cost
 from trunkline.cli.status import working
+from trunkline.cli.train import train_command
 from trunkline.core.errors import MissingDependencyError, SpecError, TrunklineError
 
 if TYPE_CHECKING:
@@ -32,13 +33,12 @@ app = typer.Typer(
 
 BundleArgument = Annotated[Path, typer.Argument(help="Folder of the bundle.")]
 BranchArgument = Annotated[Path, typer.Argument(help="Folder of the branch, for example RUNS/runs/<id>/branch.")]
-TaskFiles = Annotated[list[Path], typer.Argument(help="Task files (YAML).")]
-BackboneOption = Annotated[str, typer.Option(help="'minilm', a folder, or a name on the Hugging Face Hub.")]
 DeeperOption = Annotated[str | None, typer.Option(help="The backbone; needed to make the trunk deeper.")]
 # Modules that the extra `train` brings; without it inspect, plan, merge, attach, replace and detach still work.
 TRAIN_MODULES = frozenset({"accelerate", "datasets", "pyarrow", "scipy", "seqeval", "sklearn", "torch", "transformers"})
 
 app.add_typer(cache_commands.app, name="cache")
+app.command("train")(train_command)
 
 
 def main() -> NoReturn:
@@ -108,78 +108,6 @@ def _root(*, version: Annotated[bool, typer.Option("--version", help="Print the 
 
 
 @app.command()
-def train(  # noqa: PLR0913 - each option is one of the request's fields
-    tasks: TaskFiles,
-    *,
-    out: Annotated[Path, typer.Option(help="Folder of runs and their ledger.")],
-    backbone: BackboneOption = "minilm",
-    layers: Annotated[str, typer.Option(help="Numbers L of top layers to tune, for example 2,4.")] = "",
-    seeds: Annotated[str, typer.Option(help="Seeds, for example 0,1,2.")] = "0",
-    full: Annotated[bool, typer.Option("--full", help="Run full fine-tuning too, as a baseline.")] = False,
-    students: Annotated[str, typer.Option(help="Numbers l of student layers; empty for none.")] = "1,2,3",
-    student_exits: Annotated[str, typer.Option(help="Exit layers of students; empty: the teacher's.")] = "",
-    init: Annotated[Literal["teacher", "backbone", "both"], typer.Option(help="Where students start.")] = "teacher",
-    preset: Annotated[
-        Literal["default", "paper"], typer.Option(help="Hyperparameters; paper: its table 4.")
-    ] = "default",
-    select: Annotated[
-        Literal["train_slice", "dev"], typer.Option(help="Rows that choices are made on; dev is the paper's way.")
-    ] = "train_slice",
-    cache_dtype: Annotated[Literal["bfloat16", "float32"], typer.Option(help="Of cached activations.")] = "bfloat16",
-    cache_limit: Annotated[
-        str,
-        typer.Option(help="Most that all cached activations may take, for example 20GB; empty: half the free disk."),
-    ] = "",
-    precision: Annotated[
-        Literal["auto", "fp32", "bf16"], typer.Option(help="Of the multiplications; auto: what the machine has.")
-    ] = "auto",
-    tracker: Annotated[list[str] | None, typer.Option(help="A tracker of accelerate, e.g. tensorboard.")] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Tune the top layers for each task, then distil students; killed and started again, it resumes."""
-    from rich.console import Console
-
-    from trunkline.train.cache import ActivationCache
-    from trunkline.train.cache_room import default_cache_root, parse_size
-    from trunkline.train.candidates import candidates_of
-    from trunkline.train.device import make_accelerator
-    from trunkline.train.ledger import Ledger
-    from trunkline.train.pipeline import check_request, train_tasks
-    from trunkline.train.progress import RunProgress
-    from trunkline.train.run import Workbench
-
-    request = train_request(
-        layers=numbers(layers, "--layers"),
-        seeds=numbers(seeds, "--seeds"),
-        full=full,
-        student_layers=numbers(students, "--students"),
-        student_exits=numbers(student_exits, "--student-exits") or None,
-        student_inits=("teacher", "backbone") if init == "both" else (init,),
-        preset=preset,
-        selection=select,
-        cache_dtype=cache_dtype,
-    )
-    limit_bytes = parse_size(cache_limit) if cache_limit else None
-    specs = read_tasks(tasks)
-    loaded = _load_backbone(backbone)
-    check_request(request, loaded.config.n_layers)
-    chosen = None if precision == "auto" else precision
-    accelerator = make_accelerator(trackers=tracker or (), log_dir=out / "trackers")
-    with RunProgress(Console(stderr=True), accelerator) as progress:
-        cache = ActivationCache(default_cache_root(), limit_bytes=limit_bytes, on_rows=progress.rows)
-        bench = Workbench.build(
-            loaded, Ledger(out), cache, accelerator=accelerator, precision=chosen, reporter=progress
-        )
-        records = train_tasks(bench, specs, request)
-    if as_json:
-        show_json(records)
-    else:
-        from trunkline.views import candidate_table
-
-        show(candidate_table(candidates_of(records)))
-
-
-@app.command()
 def plan(
     runs: Annotated[Path, typer.Argument(help="Folder that `train` wrote.")],
     *,
@@ -216,7 +144,7 @@ def merge(
     with working(f"merging {len(made.tasks)} branches"):
         bundle = merge_branches(
             [Path(task.branch) for task in made.tasks],
-            _load_backbone(made.backbone),
+            open_backbone(made.backbone),
             out,
             digests=[task.branch_digest for task in made.tasks],
         )
@@ -232,7 +160,7 @@ def attach(
     from trunkline.bundle.store import open_bundle
 
     with working(f"attaching {branch} to {bundle}"):
-        deeper = None if backbone is None else _load_backbone(backbone)
+        deeper = None if backbone is None else open_backbone(backbone)
         manifest = attach_branch(open_bundle(bundle), branch, backbone=deeper)
     show_manifest(manifest, as_json=as_json)
 
@@ -246,7 +174,7 @@ def replace(
     from trunkline.bundle.store import open_bundle
 
     with working(f"replacing a branch of {bundle} by {branch}"):
-        deeper = None if backbone is None else _load_backbone(backbone)
+        deeper = None if backbone is None else open_backbone(backbone)
         manifest = replace_branch(open_bundle(bundle), branch, backbone=deeper)
     show_manifest(manifest, as_json=as_json)
 
@@ -387,9 +315,3 @@ def demo(
     from trunkline.demo.run import run_demo
 
     run_demo(out, data=data)
-
-
-def _load_backbone(name: str) -> Any:
-    from trunkline.model.backbone import load_backbone
-
-    return load_backbone(name)

@@ -10,6 +10,20 @@ from trunkline.core.errors import SpecError
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value instead of tables.")]
 
+TaskFiles = Annotated[list[Path], typer.Argument(help="Task files (YAML).")]
+BackboneOption = Annotated[str, typer.Option(help="'minilm', a folder, or a name on the Hugging Face Hub.")]
+
+
+def open_backbone(name: str) -> Any:
+    """The backbone of this name.
+
+    Raises:
+        CheckpointError: It cannot be read.
+    """
+    from trunkline.model.backbone import load_backbone
+
+    return load_backbone(name)
+
 
 def numbers(text: str, option: str) -> tuple[int, ...]:
     """Whole numbers separated by commas; none for an empty text.
@@ -53,8 +67,8 @@ def read_tasks(paths: list[Path]) -> list[Any]:
     return specs
 
 
-def train_request(**fields: Any) -> Any:
-    """The request of `trunkline train`.
+def train_request(*, width: int, **fields: Any) -> Any:
+    """The request of `trunkline train` for a backbone of this width.
 
     Raises:
         SpecError: A field has a value that is not allowed.
@@ -62,7 +76,7 @@ def train_request(**fields: Any) -> Any:
     from trunkline.core.specs import convert_spec
     from trunkline.train.spec import TrainRequest, preset
 
-    values = fields | {"preset": msgspec.to_builtins(preset(fields["preset"]))}
+    values = fields | {"preset": msgspec.to_builtins(preset(fields["preset"], width=width))}
     return convert_spec(values, TrainRequest, "options of `trunkline train`")
 
 

@@ -19,6 +19,7 @@ from trunkline.engine.engine import Engine
 from trunkline.engine.evaluate import evaluate
 from trunkline.engine.verify import verify
 from trunkline.model.backbone import Backbone, load_backbone
+from trunkline.train.bench import Workbench
 from trunkline.train.cache import ActivationCache
 from trunkline.train.cache_room import default_cache_root
 from trunkline.train.candidates import candidates_of
@@ -27,7 +28,6 @@ from trunkline.train.ledger import Ledger
 from trunkline.train.pipeline import train_tasks
 from trunkline.train.plan import plan_runs, write_plan
 from trunkline.train.progress import RunProgress
-from trunkline.train.run import Workbench
 from trunkline.train.spec import Distillation, Hyperparameters, Preset, TrainRequest
 from trunkline.views import answer_table, bundle_picture, candidate_table, plan_table
 
@@ -73,7 +73,7 @@ class ReportedTask(Spec, frozen=True, kw_only=True):
         kind: What is predicted.
         metric: What the two figures are.
         dev_metric: The merged bundle's own, measured through the engine.
-        untrained_metric: Of the teacher before its first step: backbone layers and a new head.
+        untrained_metric: Of the teacher before its first step, on the selection rows: backbone layers and a new head.
         exit_layer: Trunk layers below the branch.
         own_layers: Layers of the branch.
     """
@@ -191,9 +191,9 @@ def _plan_and_merge(console: Console, ledger: Ledger, backbone: Backbone, out: P
 
 def _report(engine: Engine, bundle: Bundle, tasks: list[TaskSpec], ledger: Ledger, *, started: float) -> DemoReport:
     untrained = {
-        record.spec.task: record.untrained_dev_metric
+        record.spec.task: record.curve[0].selection_metric
         for record in ledger.records()
-        if record.untrained_dev_metric is not None
+        if record.spec.arm == "partial"
     }
     reported = []
     for task in tasks:

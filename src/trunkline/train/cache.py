@@ -28,6 +28,7 @@ from trunkline.core.errors import TrainingError
 from trunkline.core.types import Encoded
 from trunkline.data.collate import collate, length_batches
 from trunkline.model.backbone import Backbone
+from trunkline.model.cost import layer_flops, sizes_of
 from trunkline.model.trunk import Trunk
 from trunkline.train.cache_room import RECORD, AboutStore, note_use, room_bytes
 from trunkline.train.spec import CacheDtype
@@ -132,26 +133,15 @@ class ActivationStore:
             self._n_tokens = end
         return self._rows
 
-    def append(self, rows: Iterable[tuple[bytes, np.ndarray]]) -> None:
-        """Add rows; a piece is collected, then written under the lock, so that no writer waits for another's trunk.
+    def append(self, rows: Mapping[bytes, np.ndarray]) -> None:
+        """Add rows, under the lock.
 
         Args:
-            rows: (key, states (tokens, width) float32); what another writer added meanwhile is passed over.
+            rows: Key -> states (tokens, width) as they are stored; what another writer added meanwhile is passed over.
 
         Raises:
             TrainingError: The store cannot be written; what was there stays whole.
         """
-        piece: dict[bytes, np.ndarray] = {}
-        n_bytes = 0
-        for key, values in rows:
-            piece[key] = _to_stored(values, self.dtype)
-            n_bytes += piece[key].nbytes
-            if n_bytes > FLUSH_BYTES:
-                self._write(piece)
-                piece, n_bytes = {}, 0
-        self._write(piece)
-
-    def _write(self, piece: Mapping[bytes, np.ndarray]) -> None:
         with self._lock():
             known = self.index()
             n_tokens = self._n_tokens
@@ -160,7 +150,7 @@ class ActivationStore:
                 # Whatever a kill left behind the last whole row.
                 states.truncate(n_tokens * self._token_bytes)
                 index.truncate(len(known) * RECORD.itemsize)
-                for key, values in piece.items():
+                for key, values in rows.items():
                     if key not in known:
                         states.write(values.tobytes())
                         records.append(_record(key, n_tokens, len(values)))
@@ -178,6 +168,36 @@ class ActivationStore:
         return CachedRows(states=states, starts=places[:, 0], lengths=places[:, 1], dtype=self.dtype)
 
 
+class StorePiece:
+    """Rows on their way to a store: collected, then appended, so that no writer waits for another's trunk.
+
+    Args:
+        store: Where they go.
+    """
+
+    def __init__(self, store: ActivationStore) -> None:
+        self._store = store
+        self._rows: dict[bytes, np.ndarray] = {}
+        self._n_bytes = 0
+
+    def add(self, rows: Iterable[tuple[bytes, np.ndarray]]) -> None:
+        """Collect rows: (key, states (tokens, width) float32); a full piece is written."""
+        for key, values in rows:
+            self._rows[key] = _to_stored(values, self._store.dtype)
+            self._n_bytes += self._rows[key].nbytes
+        if self._n_bytes > FLUSH_BYTES:
+            self.write()
+
+    def write(self) -> None:
+        """Append what was collected.
+
+        Raises:
+            TrainingError: The store cannot be written.
+        """
+        self._store.append(self._rows)
+        self._rows, self._n_bytes = {}, 0
+
+
 class ActivationCache:
     """All stores below one root.
 
@@ -193,6 +213,7 @@ class ActivationCache:
         self.root = root
         self.limit_bytes = limit_bytes
         self.seconds = 0.0
+        self.flops = 0.0
         self._stores: dict[tuple[Path, int], ActivationStore] = {}
         self._on_rows = on_rows or (lambda _count: None)
 
@@ -212,15 +233,37 @@ class ActivationCache:
             TrainingError: The store cannot be written.
         """
         store = self._store(backbone, exit_layer, dtype)
+        self.fill(trunk, backbone, rows, exits=(exit_layer,), dtype=dtype)
+        return store.view([row_key(row) for row in rows])
+
+    def fill(
+        self, trunk: Trunk, backbone: Backbone, rows: Sequence[Encoded], *, exits: Sequence[int], dtype: CacheDtype
+    ) -> None:
+        """Keep states of `rows` at several exits, in one pass up the trunk; arguments as of `rows`.
+
+        Raises:
+            TrainingError: A store cannot be written.
+        """
+        stores = {exit_layer: self._store(backbone, exit_layer, dtype) for exit_layer in exits}
         keys = [row_key(row) for row in rows]
-        missing = _missing(store, keys, rows)
+        missing: dict[bytes, Encoded] = {}
+        for exit_layer, store in stores.items():
+            about = AboutStore(backbone=backbone.name, exit_layer=exit_layer, width=store.width, dtype=dtype)
+            note_use(store.index_path.parent, about)
+            missing.update(_missing(store, keys, rows))
+        if not missing:
+            return
         started = time.perf_counter()
-        about = AboutStore(backbone=backbone.name, exit_layer=exit_layer, width=store.width, dtype=dtype)
-        note_use(store.index_path.parent, about)
-        if missing:
-            store.append(self._compute(trunk, missing, exit_layer=exit_layer, pad_id=backbone.tokenizer.pad_id))
-            self.seconds += time.perf_counter() - started
-        return store.view(keys)
+        pieces = {exit_layer: StorePiece(store) for exit_layer, store in stores.items()}
+        for found in self._compute(trunk, missing, exits=exits, pad_id=backbone.tokenizer.pad_id):
+            for exit_layer, states in found.items():
+                pieces[exit_layer].add(states)
+        for piece in pieces.values():
+            piece.write()
+        self.seconds += time.perf_counter() - started
+        self.flops += max(exits) * layer_flops(
+            sizes_of(backbone.config), [len(row.token_ids) for row in missing.values()]
+        )
 
     def missing_bytes(self, backbone: Backbone, rows: Sequence[Encoded], *, exit_layer: int, dtype: CacheDtype) -> int:
         """How many bytes `rows` would add to the cache; arguments as of `rows`."""
@@ -247,26 +290,20 @@ class ActivationCache:
         return self._stores.setdefault((folder, width), ActivationStore(folder, width=width, dtype=dtype))
 
     def _compute(
-        self, trunk: Trunk, missing: dict[bytes, Encoded], *, exit_layer: int, pad_id: int
-    ) -> Iterator[tuple[bytes, np.ndarray]]:
+        self, trunk: Trunk, missing: dict[bytes, Encoded], *, exits: Sequence[int], pad_id: int
+    ) -> Iterator[dict[int, list[tuple[bytes, np.ndarray]]]]:
         keys, rows = list(missing), list(missing.values())
         device = next(trunk.parameters()).device
         for chosen in length_batches([len(row.token_ids) for row in rows], rows_per_batch=32):
             batch = collate([rows[i] for i in chosen], pad_id)
+            arrays = (batch.token_ids, batch.type_ids, batch.mask)
             with torch.inference_mode():
-                hidden = (
-                    trunk(
-                        torch.from_numpy(batch.token_ids).to(device),
-                        torch.from_numpy(batch.type_ids).to(device),
-                        torch.from_numpy(batch.mask).to(device),
-                        exits=(exit_layer,),
-                    )[exit_layer]
-                    .float()
-                    .cpu()
-                    .numpy()
-                )
-            for position, i in enumerate(chosen):
-                yield keys[i], hidden[position, : len(rows[i].token_ids)]
+                states = trunk(*(torch.from_numpy(a).to(device) for a in arrays), exits=exits)
+            found = {exit_layer: hidden.float().cpu().numpy() for exit_layer, hidden in states.items()}
+            yield {
+                exit_layer: [(keys[i], hidden[place, : len(rows[i].token_ids)]) for place, i in enumerate(chosen)]
+                for exit_layer, hidden in found.items()
+            }
             self._on_rows(len(chosen))
 
 

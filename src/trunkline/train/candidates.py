@@ -66,7 +66,7 @@ def candidates_of(records: Sequence[RunRecord]) -> list[Candidate]:
     """Group runs that differ by seed alone, and keep the best hyperparameters of each candidate.
 
     Args:
-        records: Of any tasks; a run that was recorded twice counts once.
+        records: Of any tasks; a run that was recorded twice counts once, one that learned from a subset not at all.
 
     Returns:
         Sorted by task, then own layers, then exit layer.
@@ -78,6 +78,8 @@ def candidates_of(records: Sequence[RunRecord]) -> list[Candidate]:
         latest.pop(record.run_id, None)
         latest[record.run_id] = record
     for record in latest.values():
+        if record.spec.fit_rows is not None:
+            continue
         groups.setdefault(_without_seed(record.spec), []).append(record)
     best: dict[tuple[str, Arm, int, int, Pooling, Init], Candidate] = {}
     for group in groups.values():
@@ -108,8 +110,9 @@ def _identity(c: Candidate) -> tuple[str, Arm, int, int, Pooling, Init]:
 
 
 def _without_seed(spec: RunSpec) -> str:
-    # Students of one candidate may have different label teachers: the best one at the time of each call.
-    fields = {name: getattr(spec, name) for name in spec.__struct_fields__ if name not in ("seed", "label_teacher")}
+    # Students of one candidate may have different teachers: the best ones at the time of each call.
+    ignored = ("seed", "label_teachers", "init_from")
+    fields = {name: getattr(spec, name) for name in spec.__struct_fields__ if name not in ignored}
     return spec_digest(fields)
 
 

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import msgspec
 from filelock import FileLock, Timeout
@@ -16,6 +17,9 @@ from trunkline.bundle.files import fsync_folder
 from trunkline.bundle.store import read_branch
 from trunkline.core.errors import BundleError, TrainingError
 from trunkline.train.spec import RunRecord, RunSpec
+
+Needed: TypeAlias = Literal["record", "branch", "model"]
+"""What must still lie beside a record: nothing, its branch, or the kept weights of a full fine-tuning."""
 
 
 class Ledger:
@@ -45,13 +49,31 @@ class Ledger:
             ) from error
         return [self._decode(line, number) for number, line in enumerate(lines[:-1], start=1) if line]
 
-    def find(self, spec: RunSpec) -> RunRecord | None:
-        """The latest record of an equal spec, or None if there is none or its branch is gone or no longer the same."""
+    def find(self, spec: RunSpec, *, needed: Needed = "branch") -> RunRecord | None:
+        """The latest record of an equal spec; None if there is none, or what is needed is gone or no longer the same.
+
+        Args:
+            spec: What was asked for.
+            needed: What the record must come with.
+        """
         run_id = spec.run_id
         latest = next((record for record in reversed(self.records()) if record.run_id == run_id), None)
-        if latest is None or latest.branch_digest in (None, self._branch_digest(run_id)):
+        if latest is None or needed == "record":
             return latest
-        return None
+        if needed == "model" and not self.model_file(run_id).exists():
+            return None
+        return latest if latest.branch_digest in (None, self._branch_digest(run_id)) else None
+
+    def is_running(self, run_id: str) -> bool:
+        """Whether another process is at this run."""
+        lock = FileLock(self.folder / "runs" / f"{run_id}.lock")
+        try:
+            with lock.acquire(timeout=0):
+                return False
+        except Timeout:
+            return True
+        except OSError:
+            return False  # Nothing was run here yet.
 
     @contextmanager
     def running(self, run_id: str, *, on_wait: Callable[[], None]) -> Iterator[None]:
@@ -131,6 +153,10 @@ class Ledger:
     def branch_folder(self, run_id: str) -> Path:
         """Where a run's branch lies, in the same form as inside a bundle."""
         return self.run_folder(run_id) / "branch"
+
+    def model_file(self, run_id: str) -> Path:
+        """Where the weights of a full fine-tuning lie, if they were kept."""
+        return self.run_folder(run_id) / "model.safetensors"
 
     def _branch_digest(self, run_id: str) -> str | None:
         try:

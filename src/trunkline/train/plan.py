@@ -225,7 +225,7 @@ def plan_runs(runs: Path, *, min_gain: float, tasks: Sequence[str] | None = None
         candidates,
         min_gain=min_gain,
         backbone=records[-1].backbone,
-        n_layers=records[-1].n_layers,
+        n_layers=records[-1].sizes.n_layers,
         branch_folders={c.run_id: str(ledger.branch_folder(c.run_id).resolve()) for c in candidates},
     )
     return msgspec.structs.replace(plan, n_runs_left_out=len(asked) - len(records))

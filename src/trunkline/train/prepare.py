@@ -1,7 +1,7 @@
 """From a task file to arrays that a run can learn from: read, fix the labels, encode, split, digest."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -42,14 +42,28 @@ class Split:
     def labelled(self) -> "Split":
         """Its rows that have a label."""
         kept = [i for i, example in enumerate(self.examples) if example.target is not None]
-        if len(kept) == len(self):
-            return self
+        return self if len(kept) == len(self) else self.take(kept)
+
+    def take(self, indices: Iterable[int]) -> "Split":
+        """Its rows with these indices, in their order."""
+        kept = [int(i) for i in indices]
         return Split(
             examples=tuple(self.examples[i] for i in kept),
             rows=tuple(self.rows[i] for i in kept),
             positions=None if self.positions is None else tuple(self.positions[i] for i in kept),
             targets=tuple(self.targets[i] for i in kept),
         )
+
+    def sample(self, n_rows: int | None) -> "Split":
+        """A seeded sample in the order of the rows; a larger one contains the smaller ones. None takes all."""
+        if n_rows is None or n_rows >= len(self):
+            return self
+        return self.take(sorted(np.random.default_rng(0).permutation(len(self))[:n_rows]))
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(rows,) int64, tokens of each row."""
+        return np.array([len(row.token_ids) for row in self.rows], dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

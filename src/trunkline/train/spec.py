@@ -1,12 +1,15 @@
 """What a training run was asked to do, and what came of it."""
 
+import math
 from typing import Literal, TypeAlias
 
 from trunkline.core.errors import SpecError, UnknownNameError, nearest_hint
 from trunkline.core.specs import Metric, Pooling, Selection, Spec, spec_digest
+from trunkline.model.cost import EncoderSizes
 
 Arm: TypeAlias = Literal["full", "partial", "student"]
-Init: TypeAlias = Literal["backbone", "teacher"]
+Init: TypeAlias = Literal["backbone", "teacher", "branch"]
+TeacherKind: TypeAlias = Literal["partial", "ensemble", "full"]
 Precision: TypeAlias = Literal["fp32", "bf16"]
 CacheDtype: TypeAlias = Literal["bfloat16", "float32"]
 
@@ -59,10 +62,13 @@ class Distillation(Spec, frozen=True, kw_only=True):
     Attributes:
         kd_temperature: T; both distributions are softened by it.
         alpha: Share of the hard loss; 1 − alpha goes to the soft one.
+        hidden_weight: Weight of the squared distance between what the student's head reads and what its teacher's
+            head reads, each normalized to length 1; 0 leaves it out.
     """
 
     kd_temperature: float = 2.0
     alpha: float = 0.3
+    hidden_weight: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse a temperature or share out of range."""
@@ -70,6 +76,8 @@ class Distillation(Spec, frozen=True, kw_only=True):
             raise SpecError(f"distillation: kd_temperature is {self.kd_temperature}; give a number above 0")
         if not 0 <= self.alpha <= 1:
             raise SpecError(f"distillation: alpha {self.alpha} is outside 0..1")
+        if not 0 <= self.hidden_weight < math.inf:
+            raise SpecError(f"distillation: hidden_weight is {self.hidden_weight}; give 0 or a number above it")
 
 
 class Preset(Spec, frozen=True, kw_only=True):
@@ -83,6 +91,9 @@ class Preset(Spec, frozen=True, kw_only=True):
 
 _PAPER = Hyperparameters(learning_rate=2e-5, head_learning_rate=2e-5)
 
+NARROW = 512
+"""Encoders up to this width take the rates of ``default``, wider ones those of ``wide``."""
+
 PRESETS: dict[str, Preset] = {
     # Rates measured with MiniLM (width 384) on subsets of 1,000 to 3,000 rows: docs/explanation/training.md.
     "default": Preset(
@@ -91,24 +102,40 @@ PRESETS: dict[str, Preset] = {
         student=Hyperparameters(learning_rate=5e-4, epochs=4),
         distillation=Distillation(),
     ),
+    # The same for encoders of the width of BERT-base and above: NARROW.
+    "wide": Preset(
+        full=Hyperparameters(learning_rate=5e-5),
+        partial=Hyperparameters(learning_rate=2e-4),
+        student=Hyperparameters(learning_rate=2e-4, epochs=4),
+        distillation=Distillation(),
+    ),
     # The paper's table 4; it names one rate for everything. Section 3.2 leaves T and alpha open: Hinton et al. 2015.
     "paper": Preset(full=_PAPER, partial=_PAPER, student=_PAPER, distillation=Distillation()),
 }
 
 
-def preset(name: str) -> Preset:
+def preset(name: str, *, width: int | None = None) -> Preset:
     """Look up a preset.
+
+    Args:
+        name: One of `PRESETS`.
+        width: Of the backbone; ``default`` is ``wide`` for wide ones. None takes the name as it is.
 
     Raises:
         UnknownNameError: There is no preset of that name.
     """
     if name not in PRESETS:
         raise UnknownNameError(f"preset {name!r} is not known; {nearest_hint(name, PRESETS)}")
+    if name == "default" and width is not None and width > NARROW:
+        name = "wide"
     return PRESETS[name]
 
 
-class RunSpec(Spec, frozen=True, kw_only=True):
+class RunSpec(Spec, frozen=True, kw_only=True, omit_defaults=True):
     """One run, wholly described: two runs with equal specs are the same run.
+
+    A field with a default says that an option was not used; it is neither written nor digested then, so that an
+    option which is added later leaves the ids of older runs as they are (decision 0011).
 
     Attributes:
         task: The task's name.
@@ -126,9 +153,13 @@ class RunSpec(Spec, frozen=True, kw_only=True):
         precision: Of the multiplications in training.
         hidden_dropout: Share of hidden values dropped; of the backbone's config, which the trunk's digest leaves out.
         attention_dropout: Share of attention weights dropped; likewise.
+        fit_rows: Learn from so many rows of the fit part, a seeded sample; None for all of them.
         distillation: For students.
-        label_teacher: For students: id of the run whose logits are learned.
-        init: Where the layers and, for ``teacher``, the head start.
+        taught_by: For students: what kind of teacher gave the logits.
+        label_teachers: For students: ids of the runs whose logits are learned; of several, their mean.
+        transfer: For students: digest of further rows, without labels, that the teacher answers.
+        init: Where the layers start: in the backbone, in a teacher, or in another branch (warm start).
+        init_from: Id of the run that gave that teacher or branch.
     """
 
     task: str
@@ -146,9 +177,13 @@ class RunSpec(Spec, frozen=True, kw_only=True):
     precision: Precision
     hidden_dropout: float
     attention_dropout: float
+    fit_rows: int | None = None
     distillation: Distillation | None = None
-    label_teacher: str | None = None
+    taught_by: TeacherKind | None = None
+    label_teachers: tuple[str, ...] = ()
+    transfer: str | None = None
     init: Init = "backbone"
+    init_from: str | None = None
 
     @property
     def variant(self) -> tuple[str, str, str]:
@@ -176,18 +211,21 @@ class RunRecord(Spec, frozen=True, kw_only=True):
         run_id: The spec's id.
         spec: What was asked.
         backbone: Its name, as the user gave it.
-        n_layers: Of the backbone.
+        sizes: Of the backbone.
         metric: The task's metric; all metrics are points, 0 to 100.
         curve: One point an epoch.
         best_epoch: The epoch whose weights were kept.
         selection_metric: At the best epoch, on the selection rows, from unrounded states.
         dev_metric: At the best epoch, on dev, from unrounded states; None without dev rows.
-        untrained_dev_metric: On dev before the first step; of partial fine-tuning only, else None.
         n_train_rows: Rows learned from; rows without a label are a student's alone.
+        mean_tokens: Of the rows learned from.
         n_truncated: Rows of all parts that were cut to ``max_length``.
         n_unseen_labels: Dev labels that train lacks, counted as errors.
         seconds: Wall time of the run, activations not included.
         cache_seconds: Wall time spent on activations that were not cached yet.
+        flops: Floating-point operations of the run by formula (`trunkline.model.cost`): its steps, a backward pass
+            counted as two forward ones, and its measurements.
+        cache_flops: Those spent on activations that were not cached yet.
         finished_at: UTC, ISO 8601.
         branch_digest: Digest of the saved branch; None for ``full``.
         trunkline_version: The version that ran.
@@ -196,18 +234,20 @@ class RunRecord(Spec, frozen=True, kw_only=True):
     run_id: str
     spec: RunSpec
     backbone: str
-    n_layers: int
+    sizes: EncoderSizes
     metric: Metric
     curve: tuple[EpochPoint, ...]
     best_epoch: int
     selection_metric: float
     dev_metric: float | None
-    untrained_dev_metric: float | None
     n_train_rows: int
+    mean_tokens: float
     n_truncated: int
     n_unseen_labels: int
     seconds: float
     cache_seconds: float
+    flops: float
+    cache_flops: float
     finished_at: str
     branch_digest: str | None
     trunkline_version: str
@@ -223,6 +263,9 @@ class TrainRequest(Spec, frozen=True, kw_only=True):
         student_layers: Numbers l of student layers (paper section 3.2); empty for none.
         student_exits: Where students read; None for the teacher's exit.
         student_inits: Where students start.
+        label_teacher: Whose logits students learn: the best partial fine-tuning, all its seeds together, or the best
+            full fine-tuning.
+        init_layers: Students start in the best seed with so many tuned layers; None for the best partial one.
         preset: Hyperparameters for each arm.
         selection: Where L, epoch and seed are chosen.
         cache_dtype: Of the activations that runs learn from.
@@ -233,7 +276,9 @@ class TrainRequest(Spec, frozen=True, kw_only=True):
     full: bool = False
     student_layers: tuple[int, ...] = (1, 2, 3)
     student_exits: tuple[int, ...] | None = None
-    student_inits: tuple[Init, ...] = ("teacher",)
+    student_inits: tuple[Literal["backbone", "teacher"], ...] = ("teacher",)
+    label_teacher: TeacherKind = "partial"
+    init_layers: int | None = None
     preset: Preset = PRESETS["default"]
     selection: Selection = "train_slice"
     cache_dtype: CacheDtype = "bfloat16"

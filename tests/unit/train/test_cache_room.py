@@ -15,10 +15,10 @@ from trunkline.core.errors import SpecError, TrainingError
 from trunkline.core.types import Encoded, Example
 from trunkline.model.trunk import Trunk
 from trunkline.train import cache_room
+from trunkline.train.bench import Workbench
 from trunkline.train.cache import ActivationCache
 from trunkline.train.cache_room import StoreFacts, list_stores, parse_size, prune, room_bytes, superfluous, used_bytes
 from trunkline.train.pipeline import train_task
-from trunkline.train.run import Workbench
 
 BACKBONE = backbone_of()
 TRUNK = Trunk.build(BACKBONE.config, BACKBONE.tensors, depth=3)

@@ -58,7 +58,9 @@ def test_a_run_that_was_recorded_twice_counts_once() -> None:
 
 
 def test_a_seed_taught_by_two_teachers_counts_once_with_its_latest() -> None:
-    students = [run_record(points, arm="student", label_teacher=name) for name, points in (("a", 90.0), ("b", 80.0))]
+    students = [
+        run_record(points, arm="student", label_teachers=(name,)) for name, points in (("a", 90.0), ("b", 80.0))
+    ]
     (found,) = candidates_of(students)
     assert (found.seeds, found.selection_metrics) == ((0,), (80.0,))
     assert found.run_id == students[1].run_id
@@ -102,8 +104,8 @@ def test_students_need_a_partial_fine_tuning() -> None:
 
 
 def test_a_seed_that_was_recorded_again_counts_with_its_last_record() -> None:
-    first = run_record(90.0, arm="student", label_teacher="a")
-    other = run_record(80.0, arm="student", label_teacher="b")
-    again = run_record(70.0, arm="student", label_teacher="a")
+    first = run_record(90.0, arm="student", label_teachers=("a",))
+    other = run_record(80.0, arm="student", label_teachers=("b",))
+    again = run_record(70.0, arm="student", label_teachers=("a",))
     (candidate,) = candidates_of([first, other, again])
     assert candidate.selection_metrics == (70.0,)

@@ -14,7 +14,7 @@ from trunkline.train.spec import Distillation, Hyperparameters, Preset
 
 HYPER = Hyperparameters(learning_rate=1e-2, head_learning_rate=2e-2, batch_size=8, epochs=6)
 PRESET = Preset(full=HYPER, partial=HYPER, student=HYPER, distillation=Distillation())
-# Points above the untrained dev metric, and points in all, that one layer on one frozen random layer must reach.
+# Points above the untrained selection metric, and in all, that one layer on one frozen random layer must reach on dev.
 REACHED = {"topic": (50, 85), "topics": (25, 70), "mood": (15, 85), "places": (60, 80), "reply": (30, 80)}
 
 
@@ -25,9 +25,8 @@ def test_every_kind_of_task_is_learned(tmp_path: Path, name: str) -> None:
     bench = make_bench(tmp_path, backbone=backbone)
     (record,) = train_task(bench, task, quick_request(layers=(1,), student_layers=(), preset=PRESET))
     assert record.dev_metric is not None
-    assert record.untrained_dev_metric is not None
     gain, least = REACHED[name]
-    assert record.dev_metric >= max(least, record.untrained_dev_metric + gain), record
+    assert record.dev_metric >= max(least, record.curve[0].selection_metric + gain), record
 
 
 def test_a_multilabel_head_begins_at_the_share_of_each_label() -> None:

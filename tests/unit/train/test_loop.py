@@ -19,6 +19,7 @@ from tests.tiny_tasks import QUICK, Notebook, make_bench, make_task
 from trunkline.core.errors import TrainingError
 from trunkline.model.branch import Branch, FullModel
 from trunkline.model.encoder import Attention
+from trunkline.train.bench import Workbench, source_of
 from trunkline.train.loop import (
     CachedSource,
     Lesson,
@@ -31,7 +32,6 @@ from trunkline.train.loop import (
     training_batches,
 )
 from trunkline.train.prepare import PreparedTask, prepare
-from trunkline.train.run import Workbench, source_of
 from trunkline.train.spec import Distillation, Hyperparameters, RunSpec
 
 SPEC = run_spec(hyperparameters=QUICK, cache_dtype="float32")

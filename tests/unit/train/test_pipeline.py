@@ -23,13 +23,16 @@ from trunkline.engine.verify import verify
 from trunkline.model.backbone import Backbone
 from trunkline.model.branch import Branch
 from trunkline.train import run as run_module
+from trunkline.train.bench import Workbench, source_of
 from trunkline.train.candidates import candidates_of
+from trunkline.train.jobs import initial_tensors
 from trunkline.train.loop import predict_logits
-from trunkline.train.pipeline import check_request, initial_tensors, train_task, train_tasks
+from trunkline.train.pipeline import check_request, train_task, train_tasks
 from trunkline.train.plan import plan_runs
 from trunkline.train.prepare import prepare
-from trunkline.train.run import Start, Workbench, _build_model, source_of, teacher_logits
+from trunkline.train.run import Start, build_model
 from trunkline.train.spec import Distillation, Hyperparameters, Preset, RunRecord
+from trunkline.train.teach import taught_by
 
 ONE_EPOCH = msgspec.structs.replace(QUICK, epochs=1)
 SHORT = Preset(full=ONE_EPOCH, partial=ONE_EPOCH, student=ONE_EPOCH, distillation=Distillation())
@@ -109,7 +112,7 @@ def test_a_removed_branch_is_trained_again_and_teaches(tmp_path: Path) -> None:
     again, student = trained(tmp_path, student_layers=(1,))
     assert again.run_id == teacher.run_id
     assert again.curve == teacher.curve
-    assert student.spec.label_teacher == teacher.run_id
+    assert student.spec.label_teachers == (teacher.run_id,)
     (planned,) = plan_runs(bench.ledger.folder, min_gain=0.0).tasks
     assert planned.branch_digest == read_branch(Path(planned.branch)).digest
 
@@ -136,11 +139,10 @@ def test_damaged_logits_are_computed_again(tmp_path: Path) -> None:
     bench = make_bench(tmp_path)
     task = prepare(make_task(tmp_path, "topic", n_train=40, n_dev=8), bench.backbone.tokenizer, selection="train_slice")
     (record,) = train_task(bench, task.spec, request_of(student_layers=()))
-    stored = read_branch(bench.ledger.branch_folder(record.run_id))
-    whole = teacher_logits(bench, record.spec, stored, task)
+    whole = taught_by(bench, task, [record], task.fit).logits
     (path,) = bench.ledger.run_folder(record.run_id).glob("logits-*.npz")
     path.write_bytes(path.read_bytes()[:-100])
-    again = teacher_logits(bench, record.spec, stored, task)
+    again = taught_by(bench, task, [record], task.fit).logits
     assert [row.tobytes() for row in again] == [row.tobytes() for row in whole]
 
 
@@ -194,7 +196,7 @@ def test_students_that_do_not_fit_above_the_teachers_exit_are_told_and_passed_ov
 def test_students_without_a_teacher_are_told_and_passed_over(tmp_path: Path) -> None:
     notebook = Notebook()
     assert [r.spec.arm for r in trained(tmp_path, layers=(), full=True, notebook=notebook)] == ["full"]
-    assert any("no students, which need a partially fine-tuned teacher (--layers)" in note for note in notebook.notes)
+    assert any("no students, whose teacher is partially fine-tuned (--layers)" in note for note in notebook.notes)
 
 
 @pytest.mark.parametrize(
@@ -255,7 +257,7 @@ def step_0(bench: Workbench, folder: Path, *, exit_layer: int, own_layers: int) 
     found = []
     for exit_, start_ in ((exit_layer, start), (1, Start(teacher, head=True))):
         spec = msgspec.structs.replace(record.spec, exit_layer=exit_, own_layers=last - exit_)
-        model = _build_model(bench, task, spec, start_)
+        model = build_model(bench, task, spec, start_)
         assert isinstance(model, Branch)
         found.append(np.stack(predict_logits(model, source_of(bench, task.fit, spec, dtype="float32"), task.fit)))
     return found[0], found[1]
@@ -289,10 +291,10 @@ def test_the_teachers_logits_are_those_of_its_best_epoch(tmp_path: Path) -> None
     bench = make_bench(tmp_path)
     task = prepare(make_task(tmp_path, "topic", n_train=40, n_dev=8), bench.backbone.tokenizer, selection="train_slice")
     (record,) = train_task(bench, task.spec, request_of(student_layers=()))
-    stored = read_branch(bench.ledger.branch_folder(record.run_id))
-    taught = teacher_logits(bench, record.spec, stored, task)
-    # Without tensors nothing could be computed again.
-    kept = teacher_logits(bench, record.spec, replace(stored, tensors={}), task)
+    taught = taught_by(bench, task, [record], task.fit).logits
+    again = taught_by(bench, task, [record], task.fit)
+    assert again.flops == 0
+    kept = again.logits
     assert [row.tobytes() for row in kept] == [row.tobytes() for row in taught]
     folder = bench.ledger.branch_folder(record.run_id)
     served = Engine.open(merge([folder], bench.backbone, tmp_path / "bundle").path).logits(task.fit.examples, "topic")
@@ -322,7 +324,7 @@ def test_a_record_holds_the_figures_of_the_best_epoch(tmp_path: Path) -> None:
     assert [point.epoch for point in record.curve] == [0, 1, 2, 3, 4]
     assert record.selection_metric == record.curve[record.best_epoch].selection_metric
     assert record.selection_metric == max(point.selection_metric for point in record.curve[1:])
-    assert (record.n_train_rows, record.n_layers, record.backbone) == (20, 4, "tiny-bert")
+    assert (record.n_train_rows, record.sizes.n_layers, record.backbone) == (20, 4, "tiny-bert")
     assert notebook.finished == [(record, False)]
     spec = read_branch(bench.ledger.branch_folder(record.run_id)).spec
     assert (spec.provenance.selection_metric, spec.provenance.dev_metric) == (
@@ -401,10 +403,10 @@ def test_words_without_a_token_do_not_shift_the_kept_logits_of_a_teacher(tmp_pat
     write_rows(path, long)
     task = prepare(msgspec.structs.replace(spec, max_length=8), bench.backbone.tokenizer, selection="train_slice")
     (record,) = train_task(bench, task.spec, request_of(student_layers=()))
-    stored = read_branch(bench.ledger.branch_folder(record.run_id))
     assert any((places < 0).any() for places in task.fit.positions or ())
-    taught = teacher_logits(bench, record.spec, stored, task)
-    kept = teacher_logits(bench, record.spec, replace(stored, tensors={}), task)
+    taught = taught_by(bench, task, [record], task.fit).logits
+    again = taught_by(bench, task, [record], task.fit)
+    kept = again.logits
     assert [row.shape for row in kept] == [row.shape for row in taught]
     assert all((a == b).all() for a, b in zip(kept, taught, strict=True))
 

@@ -1,0 +1,78 @@
+"""`trunkline train`: runs that are asked for one by one."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from trunkline.cli.bench import CacheLimitOption, open_bench
+from trunkline.cli.options import (
+    BackboneOption,
+    JsonOption,
+    TaskFiles,
+    numbers,
+    open_backbone,
+    read_tasks,
+    train_request,
+)
+from trunkline.cli.show import show, show_json
+
+
+def train_command(  # noqa: PLR0913 - each option is one of the request's fields
+    tasks: TaskFiles,
+    *,
+    out: Annotated[Path, typer.Option(help="Folder of runs and their ledger.")],
+    backbone: BackboneOption = "minilm",
+    layers: Annotated[str, typer.Option(help="Numbers L of top layers to tune, for example 2,4.")] = "",
+    seeds: Annotated[str, typer.Option(help="Seeds, for example 0,1,2.")] = "0",
+    full: Annotated[bool, typer.Option("--full", help="Run full fine-tuning too, as a baseline.")] = False,
+    students: Annotated[str, typer.Option(help="Numbers l of student layers; empty for none.")] = "1,2,3",
+    student_exits: Annotated[str, typer.Option(help="Exit layers of students; empty: the teacher's.")] = "",
+    init: Annotated[Literal["teacher", "backbone", "both"], typer.Option(help="Where students start.")] = "teacher",
+    label_teacher: Annotated[
+        Literal["partial", "ensemble", "full"], typer.Option(help="Whose answers students learn.")
+    ] = "partial",
+    init_layers: Annotated[int | None, typer.Option(help="L of the teacher that students start in.")] = None,
+    preset: Annotated[
+        Literal["default", "paper"], typer.Option(help="Hyperparameters; paper: its table 4.")
+    ] = "default",
+    select: Annotated[
+        Literal["train_slice", "dev"], typer.Option(help="Rows that choices are made on; dev is the paper's way.")
+    ] = "train_slice",
+    cache_dtype: Annotated[Literal["bfloat16", "float32"], typer.Option(help="Of cached activations.")] = "bfloat16",
+    cache_limit: CacheLimitOption = "",
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16"], typer.Option(help="Of the multiplications; auto: what the machine has.")
+    ] = "auto",
+    tracker: Annotated[list[str] | None, typer.Option(help="A tracker of accelerate, e.g. tensorboard.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Tune the top layers for each task, then distil students; killed and started again, it resumes."""
+    from trunkline.train.candidates import candidates_of
+    from trunkline.train.pipeline import check_request, train_tasks
+
+    specs = read_tasks(tasks)
+    loaded = open_backbone(backbone)
+    request = train_request(
+        width=loaded.config.width,
+        layers=numbers(layers, "--layers"),
+        seeds=numbers(seeds, "--seeds"),
+        full=full,
+        student_layers=numbers(students, "--students"),
+        student_exits=numbers(student_exits, "--student-exits") or None,
+        student_inits=("teacher", "backbone") if init == "both" else (init,),
+        label_teacher=label_teacher,
+        init_layers=init_layers,
+        preset=preset,
+        selection=select,
+        cache_dtype=cache_dtype,
+    )
+    check_request(request, loaded.config.n_layers)
+    with open_bench(loaded, out, cache_limit=cache_limit, precision=precision, trackers=tracker or ()) as bench:
+        records = train_tasks(bench, specs, request)
+    if as_json:
+        show_json(records)
+    else:
+        from trunkline.views import candidate_table
+
+        show(candidate_table(candidates_of(records)))

@@ -1,0 +1,264 @@
+"""All runs of a task, in the paper's order: full (on request), partial for each L, then students of the best.
+
+Which runs are needed follows from the request and from the metrics of earlier runs; every one of them goes through
+the ledger, so what was killed goes on where it stopped, and several processes share the work.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from trunkline.bundle.store import read_branch
+from trunkline.model.backbone import Backbone
+from trunkline.train.bench import Workbench
+from trunkline.train.candidates import Candidate, best_partial, candidates_of
+from trunkline.train.ledger import Needed
+from trunkline.train.prepare import PreparedTask, Split
+from trunkline.train.run import Start, Taught, execute
+from trunkline.train.spec import Arm, Hyperparameters, RunRecord, RunSpec, TrainRequest
+from trunkline.train.teach import taught_by
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Job:
+    """One run that is to be done.
+
+    Attributes:
+        spec: What to do.
+        start: Gives the weights that it starts from.
+        teach: For students: gives the label teacher's answers to its rows.
+        needed: What its record must come with.
+    """
+
+    spec: RunSpec
+    start: Callable[[], Start]
+    teach: Callable[[Split], Taught] | None = None
+    needed: Needed = "branch"
+
+
+def initial_tensors(
+    backbone: Backbone, teacher: Mapping[str, np.ndarray] | None, *, exit_layer: int, own_layers: int
+) -> Start:
+    """Where a branch starts: each layer from the teacher if it tuned that layer, else from the backbone.
+
+    With a teacher that leaves the trunk at or above `exit_layer`, the branch on its trunk then equals the
+    teacher's bottommost `exit_layer + own_layers` layers (paper section 3.2), because what the teacher did not tune
+    is the backbone's.
+
+    Args:
+        backbone: The pretrained encoder.
+        teacher: The initialization teacher's tensors by canonical name, its head included; None for a new head.
+        exit_layer: Of the branch.
+        own_layers: Of the branch.
+    """
+    tensors = {}
+    for layer in range(exit_layer, exit_layer + own_layers):
+        prefix = f"layers.{layer}."
+        tuned = {} if teacher is None else {name: a for name, a in teacher.items() if name.startswith(prefix)}
+        tensors.update(tuned or {name: a for name, a in backbone.tensors.items() if name.startswith(prefix)})
+    if teacher is not None:
+        tensors.update({name: a for name, a in teacher.items() if name.startswith("head.")})
+    return Start(tensors=tensors, head=teacher is not None)
+
+
+class TaskRuns:
+    """The runs of one task that a request asks for, and which of them are done.
+
+    Args:
+        bench: Backbone, ledger, cache.
+        task: The prepared task.
+        request: What is asked for.
+        needed: What a finished run must come with: with ``record``, a run counts as done though its branch is gone.
+    """
+
+    def __init__(
+        self, bench: Workbench, task: PreparedTask, request: TrainRequest, *, needed: Needed = "branch"
+    ) -> None:
+        self.bench = bench
+        self.task = task
+        self.request = request
+        self.n_layers = bench.backbone.config.n_layers
+        self.needed: Needed = needed
+        self.done: dict[str, RunRecord] = {}
+        self._first = self._first_jobs()
+        self._students: list[Job] | None = None
+
+    def open_jobs(self) -> list[Job]:
+        """Runs that can be done now and are not; none when all are done."""
+        waiting = [job for job in self._first if job.spec.run_id not in self.done]
+        if waiting:
+            return waiting
+        if self._students is None:
+            self._students = self._student_jobs()
+        return [job for job in self._students if job.spec.run_id not in self.done]
+
+    def records(self) -> list[RunRecord]:
+        """Those of the runs that are done, in the order that they were asked for."""
+        jobs = self._first + (self._students or [])
+        return [self.done[job.spec.run_id] for job in jobs if job.spec.run_id in self.done]
+
+    def execute(self, job: Job, *, wait: bool) -> bool:
+        """Do one run, or find that it is done.
+
+        Args:
+            job: From `open_jobs`.
+            wait: Whether to wait for another process that is at this run.
+
+        Returns:
+            False where another process is at it.
+        """
+        if not wait and self.bench.ledger.is_running(job.spec.run_id):
+            return False
+        record = execute(self.bench, self.task, job.spec, start=job.start, teach=job.teach, needed=job.needed)
+        self.done[record.run_id] = record
+        return True
+
+    def _first_jobs(self) -> list[Job]:
+        request = self.request
+        jobs = []
+        if request.full:
+            kept: Needed = "model" if request.label_teacher == "full" else self.needed
+            for seed in request.seeds:
+                spec = self._spec("full", self.n_layers, seed, request.preset.full)
+                jobs.append(Job(spec, lambda: Start(tensors={}, head=False), needed=kept))
+        for layers in request.layers:
+            for seed in request.seeds:
+                spec = self._spec("partial", layers, seed, request.preset.partial)
+                jobs.append(Job(spec, self._start(spec, None), needed=self.needed))
+        return jobs
+
+    def _student_jobs(self) -> list[Job]:
+        """Students of the best partial fine-tuning; who labels and where they start is the request's choice."""
+        request, name = self.request, self.task.spec.name
+        partial = [record for record in self.records() if record.spec.arm == "partial"]
+        if not request.student_layers:
+            return []
+        if not partial:
+            self.bench.reporter.note(
+                f"task {name!r}: no students, which need a partially fine-tuned teacher (--layers)"
+            )
+            return []
+        best = best_partial(candidates_of(partial))
+        self.bench.reporter.note(
+            f"task {name!r}: the teacher has {best.own_layers} layers "
+            f"({best.metric} {best.selection_mean:.1f} on the selection rows)"
+        )
+        labels = self._label_teachers(best)
+        starts = [r for r in partial if r.spec.own_layers == (request.init_layers or best.own_layers)]
+        first = max(starts, key=lambda record: record.selection_metric)
+        return [
+            Job(
+                spec,
+                self._start(spec, first if spec.init == "teacher" else None),
+                teach=lambda rows: taught_by(self.bench, self.task, [self._whole(each) for each in labels], rows),
+                needed=self.needed,
+            )
+            for spec in self._student_specs(best, labels=labels, start_run=first.run_id)
+        ]
+
+    def _label_teachers(self, best: Candidate) -> list[RunRecord]:
+        records = self.records()
+        if self.request.label_teacher == "full":
+            full = [record for record in records if record.spec.arm == "full"]
+            return [max(full, key=lambda record: record.selection_metric)]
+        seeds = [r for r in records if r.spec.arm == "partial" and r.spec.own_layers == best.own_layers]
+        if self.request.label_teacher == "ensemble":
+            return seeds
+        return [record for record in seeds if record.run_id == best.run_id]
+
+    def _start(self, spec: RunSpec, teacher: RunRecord | None) -> Callable[[], Start]:
+        def start() -> Start:
+            tensors = None
+            if teacher is not None:
+                tensors = read_branch(self.bench.ledger.branch_folder(self._whole(teacher).run_id)).tensors
+            return initial_tensors(self.bench.backbone, tensors, exit_layer=spec.exit_layer, own_layers=spec.own_layers)
+
+        return start
+
+    def _whole(self, record: RunRecord) -> RunRecord:
+        """A finished run with its weights; where they are gone, it is run again."""
+        (job,) = [job for job in self._first if job.spec.run_id == record.run_id]
+        needed: Needed = "model" if record.spec.arm == "full" else "branch"
+        return execute(self.bench, self.task, job.spec, start=job.start, needed=needed)
+
+    def _student_specs(self, teacher: Candidate, *, labels: Sequence[RunRecord], start_run: str) -> list[RunSpec]:
+        request = self.request
+        specs = []
+        for exit_layer in request.student_exits or (teacher.exit_layer,):
+            for own_layers in request.student_layers:
+                if exit_layer + own_layers > self.n_layers:
+                    self.bench.reporter.note(
+                        f"task {self.task.spec.name!r}: no student of {own_layers} layers at the teacher's exit layer "
+                        f"{exit_layer}, which leaves {self.n_layers - exit_layer}"
+                    )
+                    continue
+                specs += [
+                    RunSpec(
+                        **self._shared(seed),
+                        arm="student",
+                        exit_layer=exit_layer,
+                        own_layers=own_layers,
+                        hyperparameters=request.preset.student,
+                        distillation=request.preset.distillation,
+                        taught_by=request.label_teacher,
+                        label_teachers=tuple(record.run_id for record in labels),
+                        init=init,
+                        init_from=start_run if init == "teacher" else None,
+                    )
+                    for init in request.student_inits
+                    for seed in request.seeds
+                ]
+        return specs
+
+    def _spec(self, arm: Arm, layers: int, seed: int, hyperparameters: Hyperparameters) -> RunSpec:
+        return RunSpec(
+            **self._shared(seed),
+            arm=arm,
+            exit_layer=self.n_layers - layers,
+            own_layers=layers,
+            hyperparameters=hyperparameters,
+        )
+
+    def _shared(self, seed: int) -> dict[str, Any]:
+        return {
+            "task": self.task.spec.name,
+            "task_digest": self.task.task_digest,
+            "data_digest": self.task.data_digest,
+            "backbone_digest": self.bench.backbone.chain[-1],
+            "pooling": self.task.spec.pooling,
+            "seed": seed,
+            "selection": self.request.selection,
+            "cache_dtype": self.request.cache_dtype,
+            "precision": self.bench.precision,
+            "hidden_dropout": self.bench.backbone.config.hidden_dropout,
+            "attention_dropout": self.bench.backbone.config.attention_dropout,
+        }
+
+
+def run_all(tasks: Sequence[TaskRuns], *, deadline: float | None = None) -> list[RunRecord]:
+    """Do every run of every task, in order; a run that another process is at is left to it, and looked at later.
+
+    Args:
+        tasks: In the order that they are worked on.
+        deadline: In seconds of `time.monotonic`; after it no run is begun. None works to the end.
+
+    Returns:
+        The records of the runs that are done, by task.
+
+    Raises:
+        TrainingError: A run failed.
+    """
+    while any(runs.open_jobs() for runs in tasks):
+        did_something = False
+        for runs in tasks:
+            for job in runs.open_jobs():
+                if deadline is not None and time.monotonic() > deadline:
+                    return [record for each in tasks for record in each.records()]
+                did_something |= runs.execute(job, wait=False)
+        if not did_something:
+            runs = next(runs for runs in tasks if runs.open_jobs())
+            runs.execute(runs.open_jobs()[0], wait=True)
+    return [record for runs in tasks for record in runs.records()]
