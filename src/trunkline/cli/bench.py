@@ -27,24 +27,22 @@ def open_bench(
     Args:
         backbone: As it was loaded.
         out: The runs folder.
-        cache_limit: A size, or empty.
+        limit_bytes: Of all cached activations; None allows half of the free disk.
         precision: Of the multiplications; ``auto`` takes what the machine has.
         trackers: Names of trackers of accelerate.
 
     Raises:
-        SpecError: The size is none.
         TrainingError: The folder cannot be written.
     """
     from rich.console import Console
 
     from trunkline.train.bench import Workbench
     from trunkline.train.cache import ActivationCache
-    from trunkline.train.cache_room import default_cache_root, parse_size
+    from trunkline.train.cache_room import default_cache_root
     from trunkline.train.device import make_accelerator
     from trunkline.train.ledger import Ledger
     from trunkline.train.progress import RunProgress
 
-    limit_bytes = parse_size(cache_limit) if cache_limit else None
     chosen = None if precision == "auto" else precision
     accelerator = make_accelerator(trackers=trackers, log_dir=out / "trackers")
     with RunProgress(Console(stderr=True), accelerator) as progress:

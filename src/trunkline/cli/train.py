@@ -48,9 +48,11 @@ def train_command(  # noqa: PLR0913 - each option is one of the request's fields
     as_json: JsonOption = False,
 ) -> None:
     """Tune the top layers for each task, then distil students; killed and started again, it resumes."""
+    from trunkline.train.cache_room import parse_size
     from trunkline.train.candidates import candidates_of
     from trunkline.train.pipeline import check_request, train_tasks
 
+    limit_bytes = parse_size(cache_limit) if cache_limit else None
     specs = read_tasks(tasks)
     loaded = open_backbone(backbone)
     request = train_request(
@@ -68,7 +70,7 @@ def train_command(  # noqa: PLR0913 - each option is one of the request's fields
         cache_dtype=cache_dtype,
     )
     check_request(request, loaded.config.n_layers)
-    with open_bench(loaded, out, cache_limit=cache_limit, precision=precision, trackers=tracker or ()) as bench:
+    with open_bench(loaded, out, limit_bytes=limit_bytes, precision=precision, trackers=tracker or ()) as bench:
         records = train_tasks(bench, specs, request)
     if as_json:
         show_json(records)
