@@ -18,7 +18,7 @@ def open_bench(
     backbone: Any,
     out: Path,
     *,
-    cache_limit: str,
+    limit_bytes: int | None,
     precision: Literal["auto", "fp32", "bf16"] = "auto",
     trackers: Sequence[str] = (),
 ) -> Iterator[Any]:
