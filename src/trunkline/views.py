@@ -15,6 +15,7 @@ from trunkline.core.types import LabelPrediction, LabelsPrediction, Prediction, 
 from trunkline.train.cache_room import StoreFacts
 from trunkline.train.candidates import Candidate
 from trunkline.train.plan import Plan, PlannedTask
+from trunkline.train.search_spec import SearchReport
 
 if TYPE_CHECKING:
     # Both import torch, which `inspect` and `plan` can do without.
@@ -101,6 +102,31 @@ def answer_text(answer: Prediction) -> str:
     if isinstance(answer, ScorePrediction):
         return f"{answer.score:.2f}"
     return ", ".join(f"{span.label}: {span.text!r} [{span.start}:{span.end}]" for span in answer.spans) or "no spans"
+
+
+def search_table(report: SearchReport) -> RenderableType:
+    """What a search tried, what became of it, and what it cost in full fine-tunings."""
+    table = Table(box=None, pad_edge=False)
+    for heading in ("stage", "tried"):
+        table.add_column(heading)
+    for heading in ("rows", "points", "dev", "cost"):
+        table.add_column(heading, justify="right")
+    table.add_column("fate")
+    for tried in report.tried:
+        table.add_row(
+            tried.choice.stage, str(tried.choice), "all" if tried.n_rows is None else f"{tried.n_rows:,}",
+            _points(tried.selection_metric), _points(tried.dev_metric), f"{tried.flops / report.full_flops:.2f}",
+            tried.fate,
+        )  # fmt: skip
+    said = (
+        f"{report.task}: {report.cost:.2f} full fine-tunings of {report.budget:g} "
+        f"({report.trunk_flops / report.full_flops:.2f} of it the frozen trunk), {report.seconds:,.0f} s"
+    )
+    if report.exhaustive:
+        said = f"{report.task}: the whole grid, {report.cost:.2f} full fine-tunings, {report.seconds:,.0f} s"
+    left = f"{len(report.not_tried)} choices were beyond the budget" if report.not_tried else ""
+    chosen = f"teacher: {report.teacher}; worth most: {report.winner}"
+    return Group(Text(said, style="bold"), table, Text(chosen), Text(left))
 
 
 def store_table(title: str, stores: Sequence[StoreFacts]) -> RenderableType:

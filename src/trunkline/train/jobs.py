@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from trunkline.bundle.store import read_branch
+from trunkline.core.specs import Pooling
 from trunkline.model.backbone import Backbone
 from trunkline.train.bench import Workbench
 from trunkline.train.candidates import Candidate, best_partial, candidates_of
@@ -223,19 +224,25 @@ class TaskRuns:
         )
 
     def _shared(self, seed: int) -> dict[str, Any]:
-        return {
-            "task": self.task.spec.name,
-            "task_digest": self.task.task_digest,
-            "data_digest": self.task.data_digest,
-            "backbone_digest": self.bench.backbone.chain[-1],
-            "pooling": self.task.spec.pooling,
-            "seed": seed,
-            "selection": self.request.selection,
-            "cache_dtype": self.request.cache_dtype,
-            "precision": self.bench.precision,
-            "hidden_dropout": self.bench.backbone.config.hidden_dropout,
-            "attention_dropout": self.bench.backbone.config.attention_dropout,
-        }
+        fields = run_fields(self.bench, self.task, seed=seed, pooling=self.task.spec.pooling)
+        return fields | {"selection": self.request.selection, "cache_dtype": self.request.cache_dtype}
+
+
+def run_fields(bench: Workbench, task: PreparedTask, *, seed: int, pooling: Pooling) -> dict[str, Any]:
+    """The fields of a `RunSpec` that follow from the task and the bench."""
+    return {
+        "task": task.spec.name,
+        "task_digest": task.task_digest,
+        "data_digest": task.data_digest,
+        "backbone_digest": bench.backbone.chain[-1],
+        "pooling": pooling,
+        "seed": seed,
+        "selection": "train_slice",
+        "cache_dtype": "bfloat16",
+        "precision": bench.precision,
+        "hidden_dropout": bench.backbone.config.hidden_dropout,
+        "attention_dropout": bench.backbone.config.attention_dropout,
+    }
 
 
 def run_all(tasks: Sequence[TaskRuns], *, deadline: float | None = None) -> list[RunRecord]:

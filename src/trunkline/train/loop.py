@@ -142,6 +142,11 @@ class Fitted:
     curve: tuple[EpochPoint, ...]
     best_epoch: int
 
+    @property
+    def selection_metric(self) -> float:
+        """At the best epoch, points."""
+        return next(point.selection_metric for point in self.curve if point.epoch == self.best_epoch)
+
 
 class StepReporter(Protocol):
     """Told of every optimizer step."""
@@ -202,7 +207,8 @@ def fit(
         model: A `Branch` or `FullModel`; every parameter that requires a gradient is tuned.
         lesson: What is learned from.
         spec: Hyperparameters, seed, precision of the steps and, for students, distillation.
-        score: The metric on the selection rows, in points.
+        score: The metric on the selection rows, in points; of a run on a subset only its end is measured, because
+            there a measurement costs as much as an epoch.
         accelerator: The device.
         reporter: Told of every step.
 
@@ -217,8 +223,9 @@ def fit(
     # metrics and golden answers were rounded to bf16: only the steps below are.
     model.train()
     rng = np.random.default_rng(spec.seed)
-    curve = [EpochPoint(epoch=0, train_loss=None, selection_metric=score(model))]
-    best_epoch, best_state = 0, _copy_state(model)
+    every_epoch = spec.fit_rows is None
+    curve = [EpochPoint(epoch=0, train_loss=None, selection_metric=score(model))] if every_epoch else []
+    best_epoch, best_metric, best_state = 0, -math.inf, _copy_state(model)
     with torch.random.fork_rng():
         torch.manual_seed(spec.seed)
         for epoch in range(1, hyper.epochs + 1):
@@ -230,11 +237,13 @@ def fit(
                 losses.append(_take_step(loss, model, optimizer, accelerator, spec))
                 schedule.step()
                 reporter.step(losses[-1])
+            if not every_epoch and epoch < hyper.epochs:
+                continue
             metric = score(model)
             curve.append(EpochPoint(epoch=epoch, train_loss=float(np.mean(losses)), selection_metric=metric))
             # A tie goes to the later epoch: on a plateau its loss is the lower one.
-            if metric >= curve[best_epoch].selection_metric or best_epoch == 0:
-                best_epoch, best_state = epoch, _copy_state(model)
+            if metric >= best_metric:
+                best_epoch, best_metric, best_state = epoch, metric, _copy_state(model)
     model.load_state_dict(best_state)
     model.eval()
     return Fitted(curve=tuple(curve), best_epoch=best_epoch)

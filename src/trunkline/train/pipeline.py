@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from trunkline.core.errors import SpecError
-from trunkline.core.specs import TaskSpec
+from trunkline.core.specs import Selection, TaskSpec
 from trunkline.model.backbone import Backbone
 from trunkline.train.bench import Workbench
 from trunkline.train.jobs import TaskRuns, run_all
@@ -72,11 +72,7 @@ def train_tasks(bench: Workbench, tasks: Sequence[TaskSpec], request: TrainReque
         TrainingError: A run failed.
     """
     check_request(request, bench.backbone.config.n_layers)
-    for task in tasks:
-        _check_length(task, bench.backbone)
-    prepared = [prepare(task, bench.backbone.tokenizer, selection=request.selection) for task in tasks]
-    for each in prepared:
-        _tell_about_data(bench, each)
+    prepared = prepare_tasks(bench, tasks, selection=request.selection)
     _tell_about_room(bench, prepared, request)
     return run_all([TaskRuns(bench, each, request) for each in prepared])
 
@@ -84,6 +80,21 @@ def train_tasks(bench: Workbench, tasks: Sequence[TaskSpec], request: TrainReque
 def train_task(bench: Workbench, task: TaskSpec, request: TrainRequest) -> list[RunRecord]:
     """`train_tasks` of a single task."""
     return train_tasks(bench, [task], request)
+
+
+def prepare_tasks(bench: Workbench, tasks: Sequence[TaskSpec], *, selection: Selection) -> list[PreparedTask]:
+    """Read and check all tasks, and say what is odd about their rows.
+
+    Raises:
+        SpecError: A task does not fit the backbone.
+        DataError: A row is wrong.
+    """
+    for task in tasks:
+        _check_length(task, bench.backbone)
+    prepared = [prepare(task, bench.backbone.tokenizer, selection=selection) for task in tasks]
+    for each in prepared:
+        _tell_about_data(bench, each)
+    return prepared
 
 
 def _check_length(task: TaskSpec, backbone: Backbone) -> None:

@@ -19,7 +19,7 @@ from trunkline.bundle.golden import golden_inputs, make_golden
 from trunkline.bundle.store import write_branch
 from trunkline.core.specs import BranchSpec, Provenance
 from trunkline.model.branch import Branch, FullModel
-from trunkline.model.cost import branch_flops, folds, sizes_of
+from trunkline.model.cost import EncoderSizes, branch_flops, folds, sizes_of
 from trunkline.model.golden_run import golden_logits
 from trunkline.model.heads import start_at_frequencies
 from trunkline.model.score import answer, score_predictions
@@ -124,12 +124,19 @@ def _run(
     dev_metric = None if dev_score is None else dev_score(model)
     branch = _finished_branch(draft, fitted, dev_metric)
     digest = _save(bench, spec, branch, model, keep_full=keep_model)
-    scorers = (selection_score,) * len(fitted.curve) + ((dev_score,) if dev_score is not None else ())
+    sizes = sizes_of(bench.backbone.config)
+    flops = planned_flops(task, spec, sizes) + (0.0 if taught is None else taught.flops)
+    for source, n_passes in (
+        (lesson_source, spec.hyperparameters.epochs),
+        (selection_score.source, len(fitted.curve)),
+        *(((dev_score.source, 1),) if dev_score is not None else ()),
+    ):
+        flops += n_passes * trunk_flops(source, spec, sizes)
     record = RunRecord(
         run_id=spec.run_id,
         spec=spec,
         backbone=bench.backbone.name,
-        sizes=sizes_of(bench.backbone.config),
+        sizes=sizes,
         metric=task.spec.metric_name,
         curve=fitted.curve,
         best_epoch=fitted.best_epoch,
@@ -141,7 +148,7 @@ def _run(
         n_unseen_labels=task.n_unseen_labels,
         seconds=time.perf_counter() - started - cache_seconds,
         cache_seconds=cache_seconds,
-        flops=_flops(bench, task, spec, lesson_source, scorers) + (0.0 if taught is None else taught.flops),
+        flops=flops,
         cache_flops=bench.cache.flops - cache_flops_before,
         finished_at=_now(),
         branch_digest=digest,
@@ -163,7 +170,7 @@ def _begin_head(bench: Workbench, task: PreparedTask, model: Branch | FullModel,
 
 def _tell_if_nothing_was_learned(bench: Workbench, record: RunRecord) -> None:
     spec, before = record.spec, record.curve[0].selection_metric
-    if record.selection_metric <= before:
+    if record.curve[0].epoch == 0 and record.selection_metric <= before:
         bench.reporter.note(
             f"task {spec.task!r}: a {spec.arm} run of {spec.own_layers} layers learned nothing: "
             f"{record.metric} {record.selection_metric:.1f} on the selection rows, {before:.1f} before its first step; "
@@ -171,15 +178,25 @@ def _tell_if_nothing_was_learned(bench: Workbench, record: RunRecord) -> None:
         )
 
 
-def _flops(bench: Workbench, task: PreparedTask, spec: RunSpec, lesson: Source, scorers: Sequence["_Scorer"]) -> float:
-    """Operations of a run's steps, a backward pass counted as two forward ones, and of its measurements."""
-    sizes, folded = sizes_of(bench.backbone.config), folds(task.spec.kind, spec.pooling)
+def planned_flops(task: PreparedTask, spec: RunSpec, sizes: EncoderSizes, *, with_dev: bool = True) -> float:
+    """Operations of a run's steps, a backward pass counted as two forward ones, and of its measurements.
 
-    def once(source: Source, n_passes: int) -> float:
-        own = branch_flops(sizes, source.lengths, own_layers=spec.own_layers, folded=folded)
-        return n_passes * own + trunk_flops(source, spec, sizes)
+    Frozen layers and teachers are not in it.
 
-    return spec.hyperparameters.epochs * once(lesson, 3) + sum(once(scorer.source, 1) for scorer in scorers)
+    Args:
+        task: The prepared rows.
+        spec: The run.
+        sizes: Of the backbone.
+        with_dev: Whether the dev rows are measured too, once.
+    """
+    folded, epochs = folds(task.spec.kind, spec.pooling), spec.hyperparameters.epochs
+
+    def once(rows: Split) -> float:
+        return branch_flops(sizes, rows.lengths, own_layers=spec.own_layers, folded=folded)
+
+    n_measured = epochs + 1 if spec.fit_rows is None else 1
+    dev = once(task.dev) if task.dev is not None and with_dev else 0.0
+    return 3 * epochs * once(learned_rows(task, spec)) + n_measured * once(task.selection) + dev
 
 
 def learned_rows(task: PreparedTask, spec: RunSpec) -> Split:
@@ -263,7 +280,7 @@ def build_model(bench: Workbench, task: PreparedTask, spec: RunSpec, start: Star
 
 
 def _finished_branch(draft: BranchSpec, fitted: Fitted, dev_metric: float | None) -> BranchSpec:
-    metric = fitted.curve[fitted.best_epoch].selection_metric
+    metric = fitted.selection_metric
     provenance = msgspec.structs.replace(draft.provenance, selection_metric=metric, dev_metric=dev_metric)
     return msgspec.structs.replace(draft, provenance=provenance)
 
@@ -275,6 +292,8 @@ def _save(
 
     What a killed run left, or a branch that the ledger does not know, is removed.
     """
+    if spec.fit_rows is not None:  # A trial, looked at and forgotten.
+        return None
     if isinstance(model, FullModel):
         if keep_full:
             path = bench.ledger.model_file(spec.run_id)
