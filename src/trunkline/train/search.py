@@ -115,6 +115,18 @@ class TaskSearch:
             winner=winner[0],
         )
 
+    def again(self, report: SearchReport, *, seed: int) -> RunRecord:
+        """Train what a search chose once more from nothing, with another seed: teacher first, then what it teaches.
+
+        Args:
+            report: Of a search of this very task.
+            seed: Of both runs.
+        """
+        (teacher,) = self._execute_all([self._spec(report.teacher, None, seed, None)], None)
+        if report.winner == report.teacher:
+            return teacher
+        return self._execute_all([self._spec(report.winner, None, seed, teacher)], teacher)[0]
+
     def _spent(self) -> float:
         return self.trunk_flops + sum(tried.flops for tried in self.tried)
 

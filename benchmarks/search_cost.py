@@ -1,0 +1,159 @@
+"""`search-cost`: what the search spends against a full fine-tuning and the whole grid, and what its choice loses."""
+
+import math
+import multiprocessing
+import shutil
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import msgspec
+import platformdirs
+import torch
+
+from benchmarks.harness import DATA, Benchmark, Measured
+from benchmarks.search_cost_report import write_page
+from trunkline.core.specs import DataSpec, InputForm, Kind, Metric, Pooling, TaskSpec
+from trunkline.model.backbone import load_backbone
+from trunkline.train.bench import Workbench
+from trunkline.train.cache import ActivationCache
+from trunkline.train.device import make_accelerator
+from trunkline.train.ledger import Ledger
+from trunkline.train.pipeline import prepare_tasks, train_task
+from trunkline.train.search import TaskSearch
+from trunkline.train.search_spec import SearchReport, SearchRequest
+from trunkline.train.spec import TrainRequest
+
+FRESH_SEEDS = (1, 2, 3)
+N_WORKERS = 2
+T975 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36}
+"""Student's t at 97.5%, by degrees of freedom."""
+
+
+@dataclass(frozen=True, slots=True)
+class Set:
+    """One task of the benchmark."""
+
+    name: str
+    folder: str
+    rows: int
+    kind: Kind = "classification"
+    form: InputForm = "text"
+    metric: Metric = "accuracy"
+    pooling: Pooling = "cls"
+
+    def task(self) -> TaskSpec:
+        """Its rows lie in ../shared/data."""
+        folder = DATA / self.folder
+        return TaskSpec(
+            name=self.name,
+            kind=self.kind,
+            input=self.form,
+            metric=self.metric,
+            pooling=self.pooling,
+            data=DataSpec(
+                train=str(folder / "train.jsonl.gz"), dev=str(folder / "dev.jsonl.gz"), max_train_rows=self.rows
+            ),
+        )
+
+
+SETS = (
+    Set("snips_intent", "snips_intent", 2000),
+    Set("sst2", "glue_sst2", 3000),
+    Set("emotion", "emotion", 3000, metric="f1_macro"),
+    Set("stsb", "glue_stsb", 2000, kind="regression", form="pair", metric="pearson"),
+    Set("mrpc", "glue_mrpc", 2000, form="pair"),
+    Set("atis_slots", "atis_slots", 2000, kind="tagging", metric="span_f1"),
+)
+QUICK = (Set("snips_intent", "snips_intent", 700),)
+
+
+def measure(*, quick: bool, out: Path) -> Measured:
+    """Search, grid and full fine-tuning of each task, then both winners on fresh seeds."""
+    del out
+    sets, seeds = (QUICK, FRESH_SEEDS[:2]) if quick else (SETS, FRESH_SEEDS)
+    folder = (
+        platformdirs.user_cache_path("trunkline") / "benchmarks" / ("search-cost-quick" if quick else "search-cost")
+    )
+    if quick:
+        shutil.rmtree(folder, ignore_errors=True)
+    context = multiprocessing.get_context("spawn")
+    rows: list[dict[str, Any]] = []
+    with ProcessPoolExecutor(N_WORKERS, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        for row in pool.map(_measure_set, sets, [folder] * len(sets), [seeds] * len(sets)):
+            rows.append(row)
+            print(f"{row['task']}: cost {row['cost']:.2f}, regret {row['regret']:+.2f}", flush=True)
+    regrets = [row["regret"] for row in rows]
+    half = T975[len(rows) - 1] * stdev(regrets) / math.sqrt(len(rows)) if len(rows) > 1 else math.nan
+    return Measured(
+        figures={
+            "tasks": float(len(rows)),
+            "cost_in_full_finetunes_mean": fmean(row["cost"] for row in rows),
+            "cost_in_full_finetunes_max": max(row["cost"] for row in rows),
+            "seconds_in_full_finetunes_mean": fmean(row["seconds_ratio"] for row in rows),
+            "grid_cost_in_full_finetunes_mean": fmean(row["grid_cost"] for row in rows),
+            "regret_points_mean": fmean(regrets),
+            "regret_points_max": max(regrets),
+            "regret_points_half_width": half if math.isfinite(half) else -1.0,
+        },
+        details={"tasks": rows, "fresh_seeds": seeds, "request": msgspec.to_builtins(SearchRequest())},
+    )
+
+
+def _measure_set(each: Set, folder: Path, seeds: Sequence[int]) -> dict[str, Any]:
+    # Caches and ledgers of their own: the search must not find what the grid has paid for.
+    searched, report = _search(each, folder / each.name / "search", SearchRequest())
+    gridded, grid = _search(each, folder / each.name / "grid", SearchRequest(exhaustive=True))
+    full = train_task(
+        _bench(folder / each.name / "full"), each.task(), TrainRequest(layers=(), full=True, student_layers=())
+    )[0]
+    same = (report.teacher, report.winner) == (grid.teacher, grid.winner)
+    chosen = [searched.again(report, seed=seed).dev_metric or 0.0 for seed in seeds]
+    best = chosen if same else [gridded.again(grid, seed=seed).dev_metric or 0.0 for seed in seeds]
+    return {
+        "task": each.name,
+        "set": asdict(each),
+        "n_train_rows": full.n_train_rows,
+        "metric": each.metric,
+        "cost": report.cost,
+        "trunk_share": report.trunk_flops / report.spent_flops,
+        "seconds_ratio": report.seconds / full.seconds,
+        "full_seconds": full.seconds,
+        "full_dev_metric": full.dev_metric,
+        "grid_cost": grid.cost,
+        "regret": fmean(b - c for b, c in zip(best, chosen, strict=True)),
+        "searched": {"teacher": str(report.teacher), "winner": str(report.winner), "dev_metrics": chosen},
+        "grid": {"teacher": str(grid.teacher), "winner": str(grid.winner), "dev_metrics": best, "same": same},
+        "tried": [
+            f"{tried.choice.stage} {tried.choice} on {tried.n_rows or 'all'} rows: {tried.fate}"
+            for tried in report.tried
+        ],
+    }
+
+
+def _search(each: Set, folder: Path, request: SearchRequest) -> tuple[TaskSearch, SearchReport]:
+    """The search, and its report as it was when it was first made: what a resumed one finds costs nothing now."""
+    bench = _bench(folder)
+    (prepared,) = prepare_tasks(bench, [each.task()], selection=request.selection)
+    search, path = TaskSearch(bench, prepared, request), folder / "report.json"
+    if path.exists():
+        return search, msgspec.json.decode(path.read_bytes(), type=SearchReport)
+    report = search.run()
+    path.write_bytes(msgspec.json.encode(report))
+    return search, report
+
+
+def _bench(folder: Path) -> Workbench:
+    cache = ActivationCache(folder / "activations")
+    return Workbench.build(load_backbone("minilm"), Ledger(folder / "runs"), cache, accelerator=make_accelerator())
+
+
+BENCHMARK = Benchmark(
+    name="search-cost",
+    purpose="what a search costs in full fine-tunings, and what its choice loses against the whole grid (MiniLM)",
+    measure=measure,
+    after=write_page,
+)

@@ -1,0 +1,88 @@
+"""The table and the picture of search-cost, made from its result file alone."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from benchmarks.first_light_report import replace_between
+from benchmarks.harness import RESULTS, ROOT
+
+PAGE = ROOT / "docs" / "benchmarks" / "search-cost.md"
+TABLE = ("<!-- table: search-cost -->", "<!-- end of table -->")
+
+
+def write_page(path: Path) -> None:
+    """Draw the picture beside the result; put the table into the page when the result is the kept one."""
+    result = msgspec.json.decode(path.read_bytes())
+    table = markdown_table(result)
+    print(table)
+    draw(result, path.with_suffix(".png"))
+    if path.resolve() == (RESULTS / "search-cost.json").resolve():
+        replace_between(PAGE, TABLE, table)
+
+
+def markdown_table(result: dict[str, Any]) -> str:
+    """One line a task; costs in full fine-tunings, dev in points as the mean over the fresh seeds."""
+    headings = (
+        "task", "train rows", "search costs", "of it trunk", "in seconds", "grid costs", "search chose", "grid chose",
+        "dev: search", "dev: grid", "regret",
+    )  # fmt: skip
+    lines = [f"| {' | '.join(headings)} |", "|---" * len(headings) + "|"]
+    for row in result["details"]["tasks"]:
+        searched, grid = row["searched"], row["grid"]
+        theirs = "the same" if grid["same"] else grid["winner"]
+        lines.append(
+            f"| {row['task']} | {row['n_train_rows']} | {row['cost']:.2f} | {row['trunk_share'] * row['cost']:.2f} | "
+            f"{row['seconds_ratio']:.2f} | {row['grid_cost']:.1f} | {searched['winner']} | "
+            f"{theirs} | {_mean(searched)} | {_mean(grid)} | {row['regret']:+.2f} |"
+        )
+    f = result["figures"]
+    lines.append(
+        f"| **mean** | | **{f['cost_in_full_finetunes_mean']:.2f}** | | "
+        f"**{f['seconds_in_full_finetunes_mean']:.2f}** | "
+        f"**{f['grid_cost_in_full_finetunes_mean']:.1f}** | | | | | "
+        f"**{f['regret_points_mean']:+.2f} ± {f['regret_points_half_width']:.2f}** |"
+    )
+    machine = result["machine"]
+    seeds = ", ".join(str(seed) for seed in result["details"]["fresh_seeds"])
+    lines += [
+        "",
+        (
+            f"`{result['command']}` at commit {result['commit'][:10]}, {result['started_at'][:10]}, on "
+            f"{machine['n_cpus']} cores ({machine['cpu']}; no GPU); fresh seeds {seeds}; ± is the half-width of the "
+            "95% interval over tasks (Student's t)."
+        ),
+    ]
+    return "\n".join(lines)
+
+
+def draw(result: dict[str, Any], path: Path) -> None:
+    """What the search and the grid cost, by task, and the regret."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    tasks = result["details"]["tasks"]
+    names = [row["task"] for row in tasks]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    places = range(len(tasks))
+    left.bar([i - 0.2 for i in places], [row["cost"] for row in tasks], width=0.4, label="search")
+    left.bar([i + 0.2 for i in places], [row["grid_cost"] for row in tasks], width=0.4, label="whole grid")
+    left.axhline(1, color="black", linewidth=1, linestyle=":", label="one full fine-tuning")
+    left.set_yscale("log")
+    left.set_ylabel("cost, full fine-tunings (FLOPs)")
+    left.legend(fontsize=8)
+    right.bar(places, [row["regret"] for row in tasks], width=0.5)
+    right.axhline(0, color="black", linewidth=1)
+    right.set_ylabel("regret on dev, points")
+    for axes in (left, right):
+        axes.set_xticks(list(places), names, rotation=20, ha="right")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _mean(arm: dict[str, Any]) -> str:
+    values = arm["dev_metrics"]
+    return f"{sum(values) / len(values):.1f}"
