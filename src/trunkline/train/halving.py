@@ -18,6 +18,7 @@ from optuna.storages import JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from trunkline.core.errors import TrainingError
 from trunkline.core.specs import Pooling
@@ -106,7 +107,7 @@ def open_study(runs: Path, name: str, *, storage: str | None) -> Study:
             sampler=optuna.samplers.TPESampler(seed=0),
             pruner=BestHalf(),
         )
-    except (OSError, ImportError, ValueError, RuntimeError) as error:
+    except (OSError, ImportError, ValueError, RuntimeError, SQLAlchemyError) as error:
         raise TrainingError(
             f"search storage {storage or runs / JOURNAL}: cannot be opened ({error}); check the address and that its "
             "driver is installed (PostgreSQL: pip install psycopg2-binary)"

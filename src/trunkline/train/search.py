@@ -5,6 +5,7 @@ halving), students come in only when their teacher is chosen, and what the budge
 known by formula before it is spent.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -38,6 +39,8 @@ from trunkline.train.spec import CacheDtype, Preset, RunRecord, RunSpec
 from trunkline.train.teach import taught_by
 
 RUNG_SHARES = (1 / 16, 1 / 8)
+NOISE_SHARE = 0.5
+"""Of the standard error of a share on the selection rows: what is closer than this to the best counts as equal."""
 RUNG_ROWS = (256, 512)
 """A rung learns from this share of the rows, and from no fewer than so many."""
 
@@ -234,9 +237,9 @@ class TaskSearch:
             if trial is not None:
                 report(trial, points, n_rows=n_rows)
         last = n_rows == self._rungs()[-1]
-        order = sorted(range(len(trials)), key=lambda i: -worth[i])
         stays = {i for i, (trial, _) in enumerate(trials) if trial is None or not trial.should_prune()}
-        stays = set(order[:n_final]) if last else stays | set(order[:n_final])
+        if last or len(stays) < n_final:
+            stays = set(self._first_of_the_best(worth, n_final))
         for i, ((trial, choice), record) in enumerate(zip(trials, records, strict=True)):
             reached = f"worth {worth[i]:.1f}" if stage == "student" else f"{record.selection_metric:.1f}"
             fate = f"kept: {reached}"
@@ -245,7 +248,19 @@ class TaskSearch:
             self._note(choice, record, n_rows=n_rows, fate=fate)
             if trial is not None and (i not in stays or last):
                 finish(trial, worth[i], pruned=i not in stays)
-        return [trials[i] for i in order if i in stays]
+        return [trials[i] for i in sorted(stays)]
+
+    def _first_of_the_best(self, worth: Sequence[float], count: int) -> list[int]:
+        """The best, where those within half a standard error of it count as equal, and the earlier one goes first.
+
+        Without it the luckiest of many trials on few selection rows would win against what mostly is best.
+        """
+        best = max(worth)
+        share = min(max(best / 100, 0.01), 0.99)
+        margin = NOISE_SHARE * 100 * math.sqrt(share * (1 - share) / len(self.task.selection))
+        return sorted(range(len(worth)), key=lambda i: (0.0, i) if worth[i] >= best - margin else (best - worth[i], i))[
+            :count
+        ]
 
     # ------------------------------------------------------------------------------------------ runs
 
