@@ -39,6 +39,7 @@ from trunkline.engine.evaluate import Evaluation
 from trunkline.engine.verify import VerifiedTask, VerifyReport
 from trunkline.train.candidates import Candidate
 from trunkline.train.plan import Plan, PlannedTask
+from trunkline.train.reproduction import Cell, Cost, Reproduction, Row, StudiedTask, TradeOff
 from trunkline.train.spec import (
     PRESETS,
     Distillation,
@@ -63,6 +64,10 @@ PAGES_OF_SPECS: dict[type, tuple[str, str]] = {
     **{spec: ("reference/training.md", spec.__name__) for spec in (TrainRequest, Hyperparameters, Distillation)},
     **{spec: ("reference/runs.md", spec.__name__) for spec in (RunSpec, RunRecord, EpochPoint, Candidate)},
     **{spec: ("reference/plan.md", spec.__name__) for spec in (Plan, PlannedTask)},
+    **{
+        spec: ("reference/reproduction.md", spec.__name__)
+        for spec in (Reproduction, StudiedTask, Row, Cell, Cost, TradeOff)
+    },
     **{
         spec: ("reference/bundle-format.md", spec.__name__)
         for spec in (Manifest, TrunkEntry, TaskEntry, BranchSpec, Calibration, Provenance, Golden)
