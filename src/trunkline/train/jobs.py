@@ -126,7 +126,7 @@ class TaskRuns:
                 jobs.append(Job(spec, lambda: Start(tensors={}, head=False), needed=kept))
         for layers in request.layers:
             for seed in request.seeds:
-                spec = self._spec("partial", layers, seed, request.preset.partial)
+                spec = self._spec("partial", layers, seed, request.preset.for_layers(layers))
                 jobs.append(Job(spec, self._start(spec, None), needed=self.needed))
         return jobs
 

@@ -3,6 +3,8 @@
 import math
 from typing import Literal, TypeAlias
 
+import msgspec
+
 from trunkline.core.errors import SpecError, UnknownNameError, nearest_hint
 from trunkline.core.specs import Metric, Pooling, Selection, Spec, spec_digest
 from trunkline.model.cost import EncoderSizes
@@ -81,12 +83,29 @@ class Distillation(Spec, frozen=True, kw_only=True):
 
 
 class Preset(Spec, frozen=True, kw_only=True):
-    """Hyperparameters for each arm."""
+    """Hyperparameters for each arm.
+
+    Attributes:
+        full: Of full fine-tuning.
+        partial: Of partial fine-tuning.
+        student: Of students.
+        distillation: How students learn.
+        partial_layers: The rate of ``partial`` holds up to so many tuned layers and falls in proportion above, because
+            more layers that move together need smaller steps; None: one rate for all.
+    """
 
     full: Hyperparameters
     partial: Hyperparameters
     student: Hyperparameters
     distillation: Distillation
+    partial_layers: int | None = None
+
+    def for_layers(self, n_tuned: int) -> Hyperparameters:
+        """Of partial fine-tuning of so many layers."""
+        if self.partial_layers is None or n_tuned <= self.partial_layers:
+            return self.partial
+        rate = self.partial.learning_rate * self.partial_layers / n_tuned
+        return msgspec.structs.replace(self.partial, learning_rate=rate)
 
 
 _PAPER = Hyperparameters(learning_rate=2e-5, head_learning_rate=2e-5)
@@ -101,6 +120,7 @@ PRESETS: dict[str, Preset] = {
         partial=Hyperparameters(learning_rate=5e-4),
         student=Hyperparameters(learning_rate=5e-4, epochs=4),
         distillation=Distillation(),
+        partial_layers=4,
     ),
     # The same for encoders of the width of BERT-base and above: NARROW.
     "wide": Preset(
@@ -108,6 +128,7 @@ PRESETS: dict[str, Preset] = {
         partial=Hyperparameters(learning_rate=2e-4),
         student=Hyperparameters(learning_rate=2e-4, epochs=4),
         distillation=Distillation(),
+        partial_layers=4,
     ),
     # The paper's table 4; it names one rate for everything. Section 3.2 leaves T and alpha open: Hinton et al. 2015.
     "paper": Preset(full=_PAPER, partial=_PAPER, student=_PAPER, distillation=Distillation()),

@@ -1,0 +1,162 @@
+"""The long part of `paper-tables`: its runs, resumable at any moment; several processes share the work.
+
+    python -m benchmarks.paper_tables_run [--minutes N]
+
+Records go to the benchmark's working folder as they come, and from there to ``results/paper-tables.ledger.jsonl``.
+"""
+
+import argparse
+import os
+import time
+from dataclasses import dataclass, replace
+
+import platformdirs
+
+from benchmarks.fetch_mpnet import FOLDER as MPNET
+from benchmarks.harness import DATA, RESULTS
+from trunkline.core.specs import DataSpec, InputForm, Kind, Metric, TaskSpec
+from trunkline.model.backbone import load_backbone
+from trunkline.train.bench import Workbench
+from trunkline.train.cache import ActivationCache
+from trunkline.train.cache_room import default_cache_root
+from trunkline.train.device import make_accelerator
+from trunkline.train.jobs import TaskRuns, run_all
+from trunkline.train.ledger import Ledger
+from trunkline.train.prepare import prepare
+from trunkline.train.spec import RunRecord, RunSpec, TrainRequest, preset
+
+FOLDER = platformdirs.user_cache_path("trunkline") / "benchmarks" / "paper-tables"
+KEPT = RESULTS / "paper-tables.ledger.jsonl"
+WHOLE = (1, 2, 4, 6, 8, 12)
+FEW = (2, 4, 8)
+SUBSET_ROWS = 3000
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One task of the study.
+
+    Attributes:
+        name: Of the GLUE task.
+        metric: The paper's.
+        layers: L of the partial fine-tunings.
+        seeds: Of every run.
+        rows: Of train, a seeded sample; None for all.
+        kind: What is predicted.
+        form: What is read.
+    """
+
+    name: str
+    metric: Metric
+    layers: tuple[int, ...]
+    seeds: tuple[int, ...]
+    rows: int | None = None
+    kind: Kind = "classification"
+    form: InputForm = "pair"
+
+    def task(self) -> TaskSpec:
+        """Its rows lie in ../shared/data."""
+        folder = DATA / f"glue_{self.name}"
+        return TaskSpec(
+            name=self.name,
+            kind=self.kind,
+            input=self.form,
+            metric=self.metric,
+            data=DataSpec(
+                train=str(folder / "train.jsonl.gz"), dev=str(folder / "dev.jsonl.gz"), max_train_rows=self.rows
+            ),
+        )
+
+    def request(self, width: int) -> TrainRequest:
+        """Everything that is run for it."""
+        return TrainRequest(
+            layers=self.layers,
+            seeds=self.seeds,
+            full=True,
+            student_layers=(1, 2, 3),
+            student_inits=("teacher", "backbone"),
+            preset=preset("default", width=width),
+        )
+
+
+# The cheapest first. NLI, duplicates and question-answer pairs were in this backbone's own tuning.
+STUDY: tuple[Entry, ...] = (
+    Entry("sst2", "accuracy", FEW, (0,), SUBSET_ROWS, form="text"),
+    Entry("rte", "accuracy", WHOLE, (0, 1, 2)),
+    Entry("qqp", "accuracy", FEW, (0,), SUBSET_ROWS),
+    Entry("mnli", "accuracy", FEW, (0,), SUBSET_ROWS),
+    Entry("mrpc", "accuracy", WHOLE, (0, 1)),
+    Entry("qnli", "accuracy", FEW, (0,), SUBSET_ROWS),
+    Entry("cola", "matthews", WHOLE, (0, 1), form="text"),
+    Entry("stsb", "pearson", WHOLE, (0, 1), kind="regression"),
+)
+
+
+class KeepRecords:
+    """Copies each record to the results, so that a vanished cache folder costs no measurement."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    def run_started(self, spec: RunSpec, n_steps: int) -> None:
+        """Say what begins."""
+        print(f"{time.strftime('%H:%M')} {spec.task} {spec.arm} {spec.own_layers} {spec.init}: {n_steps}", flush=True)
+
+    def step(self, loss: float) -> None:
+        """Say nothing."""
+
+    def run_finished(self, record: RunRecord, *, resumed: bool) -> None:
+        """Keep it."""
+        if not resumed:
+            keep_records(self._ledger)
+            print(f"  {record.selection_metric:.1f}, dev {record.dev_metric:.1f}, {record.seconds:.0f} s", flush=True)
+
+    def note(self, message: str) -> None:
+        """Print it."""
+        print(message, flush=True)
+
+
+def keep_records(ledger: Ledger) -> None:
+    """Append to the kept ledger what it lacks."""
+    kept = Ledger(KEPT.parent)
+    kept.path = KEPT
+    known = {record.run_id for record in kept.records()}
+    for record in ledger.records():
+        if record.run_id not in known:
+            kept.append(record)
+
+
+def main() -> None:
+    """Run what is open, first with one seed a task, then with all."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, help="begin no run after so many minutes")
+    minutes = parser.parse_args().minutes
+    deadline = None if minutes is None else time.monotonic() + 60 * minutes
+    ledger = Ledger(FOLDER / "runs")
+    backbone = load_backbone(str(MPNET))
+    bench = Workbench.build(
+        backbone,
+        ledger,
+        ActivationCache(default_cache_root()),
+        accelerator=make_accelerator(),
+        reporter=KeepRecords(ledger),
+    )
+    known = {record.run_id for record in ledger.records()}
+    kept = Ledger(KEPT.parent)
+    kept.path = KEPT
+    for record in kept.records():
+        if record.run_id not in known:
+            ledger.append(record)
+    width = backbone.config.width
+    for seeds in (1, None):
+        tasks = []
+        for entry in STUDY:
+            asked = replace(entry, seeds=entry.seeds[:seeds])
+            prepared = prepare(asked.task(), backbone.tokenizer, selection="train_slice")
+            tasks.append(TaskRuns(bench, prepared, asked.request(width), needed="record"))
+        run_all(tasks, deadline=deadline)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    main()
