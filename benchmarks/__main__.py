@@ -4,11 +4,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks import first_light
+from benchmarks import first_light, paper_tables
 from benchmarks.harness import RESULTS, Benchmark, run_benchmark
 from trunkline.core.errors import TrunklineError
 
-BENCHMARKS: dict[str, Benchmark] = {first_light.BENCHMARK.name: first_light.BENCHMARK}
+BENCHMARKS: dict[str, Benchmark] = {each.name: each for each in (first_light.BENCHMARK, paper_tables.BENCHMARK)}
 
 
 def main() -> int:

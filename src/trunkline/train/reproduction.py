@@ -296,7 +296,8 @@ def _is_asked(spec: RunSpec, request: TrainRequest) -> bool:
         return False
     preset = request.preset
     if spec.arm != "student":
-        return spec.hyperparameters == (preset.full if spec.arm == "full" else preset.partial)
+        asked = preset.full if spec.arm == "full" else preset.for_layers(spec.own_layers)
+        return spec.hyperparameters == asked
     return (
         spec.hyperparameters == preset.student
         and spec.distillation == preset.distillation

@@ -7,7 +7,7 @@ from tests.tiny_study import TASKS, runs_of, study_of, whole_task
 from trunkline.core.errors import SpecError
 from trunkline.train.reproduction import Reproduction, Row, teacher_range
 from trunkline.train.reproduction_tables import reproduce
-from trunkline.train.spec import Hyperparameters, RunRecord
+from trunkline.train.spec import PRESETS, Hyperparameters, RunRecord, TrainRequest
 
 WHOLE = [*whole_task("mood", best=3), *whole_task("topic", best=2)]
 CELLS_A_TASK = 1 + 3 + 4
@@ -128,6 +128,19 @@ def changed(record: RunRecord, **fields: object) -> RunRecord:
 def test_runs_that_were_not_asked_for_change_nothing(fields: dict[str, object]) -> None:
     others = [changed(record, **fields) for record in WHOLE]
     assert reproduce(study_of(), [*others, *WHOLE]) == reproduce(study_of(), WHOLE)
+
+
+def test_deep_partial_fine_tunings_are_found_at_the_rate_that_their_depth_takes() -> None:
+    request = TrainRequest(layers=(1, 2, 3), preset=msgspec.structs.replace(PRESETS["default"], partial_layers=1))
+    study = study_of(preset=request.preset)
+    slower = [
+        record
+        for count, points in ((1, 60.0), (2, 70.0), (3, 79.5))
+        for record in runs_of("mood", "partial", 4 - count, count, points)
+    ]
+    assert row(reproduce(study, slower), "L = 3").cells[0].seeds == ()
+    asked = [changed(r, hyperparameters=request.preset.for_layers(r.spec.own_layers)) for r in slower]
+    assert row(reproduce(study, asked), "L = 3").cells[0].seeds == (0, 1)
 
 
 def test_what_the_mixed_rows_choose_is_by_the_selection_rows_alone() -> None:
