@@ -104,7 +104,7 @@ def _averages(made: Reproduction, row: Row, without: Sequence[str]) -> list[str]
 
 def _average_headings(made: Reproduction, without: Sequence[str]) -> list[str]:
     n_finished = sum(each.finished for each in made.tasks)
-    headings = ["average" if n_finished == len(made.tasks) else f"average of {n_finished}"]
+    headings = ["average" if n_finished == len(made.tasks) else f"average ({n_finished} of {len(made.tasks)} tasks)"]
     return [*headings, f"without {', '.join(without)}"] if without else headings
 
 

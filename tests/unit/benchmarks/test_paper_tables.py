@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import paper_tables, paper_tables_report
 from benchmarks.paper_tables import CONTAMINATED, STUDY, figures_of, kept_study, ledger_records
-from benchmarks.paper_tables_report import MARKS, NOTE, columns_table, markdown_result, write_page
+from benchmarks.paper_tables_report import MARKS, NOTE, QQP_DEV, columns_table, markdown_result, write_page
 from tests.tiny_records import run_record
 from tests.tiny_study import study_of, whole_task
 from trunkline.core.errors import TrainingError
@@ -91,7 +91,7 @@ def test_figures_of_nothing_are_counts_alone() -> None:
 
 def test_a_page_says_what_the_backbone_saw_which_rows_are_a_sample_and_how_wide_the_intervals_are() -> None:
     shown = markdown_result(result_of("rte", "qqp"))
-    assert shown.startswith(NOTE)
+    assert shown.startswith(f"{NOTE} {QQP_DEV}\n")
     assert "without qqp, mnli" in shown
     assert "at commit 0123456789, 2026-01-02, on 2 cores (A processor; no GPU)." in shown
     lines = columns_table(result_of("rte", "qqp")).splitlines()

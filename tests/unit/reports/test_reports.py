@@ -65,7 +65,7 @@ def test_what_is_missing_is_said(half: Reproduction) -> None:
     assert cells(table1(half), "full")[0] == "80.0 [1 of 2 seeds]"
     assert cells(methods_table(half, half.table2), "mixed, c = 1")[0] == OPEN
     assert cells(methods_table(half, half.table2), "without KD")[0] == OPEN
-    assert "average of 1" in table1(half).splitlines()[0]
+    assert "average (1 of 2 tasks)" in table1(half).splitlines()[0]
     assert progress_line(half) == "8 of 16 cells are open; averages and layers are over topic."
 
 
