@@ -151,7 +151,8 @@ def _panels(count: int) -> tuple["Figure", list["Axes"]]:
 
     n_columns = min(count, COLUMNS)
     n_rows = -(-count // n_columns)
-    figure = Figure(figsize=(3.1 * n_columns + 0.6, 2.7 * n_rows + 0.8), layout="constrained")
+    # Title and legend need seven inches even over a single panel.
+    figure = Figure(figsize=(max(3.1 * n_columns + 0.6, 7.0), 2.7 * n_rows + 0.8), layout="constrained")
     grid = figure.subplots(n_rows, n_columns, squeeze=False)
     panels = list(grid.flat)
     for axes in panels[count:]:

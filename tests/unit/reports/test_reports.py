@@ -1,8 +1,10 @@
 """Tables and pictures of a reproduction, and the files that they become."""
 
+import io
 import struct
 import sys
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -127,6 +129,15 @@ def test_table_1_is_drawn_with_full_fine_tuning_and_99_percent_of_it(whole: Repr
     assert (list(mean.get_xdata()), list(mean.get_ydata())) == ([1, 2, 3], [61.0, 71.0, 80.5])
     levels = {line.get_label(): line.get_ydata()[0] for line in axes.lines if len(set(line.get_ydata())) == 1}
     assert (levels["full fine-tuning"], levels["99% of it"]) == (81.0, pytest.approx(80.19))
+
+
+@pytest.mark.parametrize("draw", [draw_table1, draw_figure2], ids=lambda draw: draw.__name__)
+def test_title_and_legend_of_a_single_panel_are_inside_the_picture(draw: Any) -> None:
+    figure = draw(reproduce(study_of(TASKS[:1]), WHOLE))
+    figure.savefig(io.BytesIO(), format="png")
+    for part in (figure.legends[0], figure._suptitle):
+        box = part.get_window_extent()
+        assert 0 <= box.x0 < box.x1 <= figure.bbox.x1
 
 
 def test_figure_5_names_every_row_once(whole: Reproduction) -> None:
