@@ -1,6 +1,5 @@
 """The table and the picture of first-light, made from its result file alone."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -9,6 +8,7 @@ from typing import Any
 import msgspec
 
 from benchmarks.harness import RESULTS, ROOT
+from benchmarks.pages import half_width, measured_by, replace_between
 
 PAGE = ROOT / "docs" / "benchmarks" / "first-light.md"
 PAGES = (PAGE, ROOT / "README.md")
@@ -55,15 +55,7 @@ def markdown_table(result: dict[str, Any]) -> str:
         f"**{f['student3_average']:.1f}** | | | **{f['merged_average']:.1f}** "
         f"({f['layer_cost']:g} of {f['single_task_layers']:g} layers) | |"
     )
-    machine = result["machine"]
-    lines += [
-        "",
-        (
-            f"`{result['command']}` at commit {result['commit'][:10]}, {result['started_at'][:10]}, on "
-            f"{machine['n_cpus']} cores ({machine['cpu']}; no GPU)."
-        ),
-    ]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", measured_by(result)])
 
 
 def markdown_protocol(result: dict[str, Any]) -> str:
@@ -100,15 +92,6 @@ def markdown_protocol(result: dict[str, Any]) -> str:
             ),
         )
     )
-
-
-def replace_between(page: Path, marks: tuple[str, str], content: str) -> None:
-    """Put a text between two marks of a page; everything else stays."""
-    start, end = marks
-    text = page.read_text(encoding="utf-8")
-    before, rest = text.split(start, 1)
-    after = rest.split(end, 1)[1]
-    page.write_text(f"{before}{start}\n{content}\n{end}{after}", encoding="utf-8")
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
@@ -157,8 +140,7 @@ def _dev_rows(row: dict[str, Any]) -> str:
     n_rows: int = row["merged"]["n_dev_rows"]
     if row["set"]["metric"] != "accuracy":
         return str(n_rows)
-    share = row["full"]["mean"] / 100
-    return f"{n_rows} (±{196 * math.sqrt(share * (1 - share) / n_rows):.1f})"
+    return f"{n_rows} (±{half_width(row['full']['mean'], n_rows):.1f})"
 
 
 def _cell(summary: dict[str, Any]) -> str:

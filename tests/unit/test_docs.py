@@ -16,6 +16,7 @@ import typer
 from benchmarks.first_light_report import PAGES as PAGES_OF_RESULTS
 from benchmarks.first_light_report import markdown_table
 from benchmarks.harness import RESULTS
+from benchmarks.paper_tables_report import NO_RESULT, PAGE, RESULT, markdown_result
 from tests.docs_blocks import PAGES, ROOT, all_commands, blocks, commands_of, make_site, parse_command, run_page
 from trunkline.bundle.golden import Golden
 from trunkline.bundle.manifest import Manifest, TaskEntry, TrunkEntry
@@ -39,6 +40,7 @@ from trunkline.engine.evaluate import Evaluation
 from trunkline.engine.verify import VerifiedTask, VerifyReport
 from trunkline.train.candidates import Candidate
 from trunkline.train.plan import Plan, PlannedTask
+from trunkline.train.reproduction import Cell, Cost, Reproduction, Row, StudiedTask, TradeOff
 from trunkline.train.spec import (
     PRESETS,
     Distillation,
@@ -63,6 +65,10 @@ PAGES_OF_SPECS: dict[type, tuple[str, str]] = {
     **{spec: ("reference/training.md", spec.__name__) for spec in (TrainRequest, Hyperparameters, Distillation)},
     **{spec: ("reference/runs.md", spec.__name__) for spec in (RunSpec, RunRecord, EpochPoint, Candidate)},
     **{spec: ("reference/plan.md", spec.__name__) for spec in (Plan, PlannedTask)},
+    **{
+        spec: ("reference/reproduction.md", spec.__name__)
+        for spec in (Reproduction, StudiedTask, Row, Cell, Cost, TradeOff)
+    },
     **{
         spec: ("reference/bundle-format.md", spec.__name__)
         for spec in (Manifest, TrunkEntry, TaskEntry, BranchSpec, Calibration, Provenance, Golden)
@@ -124,6 +130,11 @@ def test_readme_shows_a_session_of_at_most_ten_lines() -> None:
 def test_a_page_shows_the_table_of_the_kept_result(page: Path) -> None:
     result = msgspec.json.decode((RESULTS / "first-light.json").read_bytes())
     assert markdown_table(result) in page.read_text("utf-8")
+
+
+def test_the_page_of_the_papers_tables_shows_the_kept_result() -> None:
+    shown = markdown_result(msgspec.json.decode(RESULT.read_bytes())) if RESULT.exists() else NO_RESULT
+    assert shown in PAGE.read_text("utf-8")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -14,6 +14,7 @@ import typer
 import trunkline
 from trunkline.cli import cache as cache_commands
 from trunkline.cli.options import JsonOption, TaskFiles, names, open_backbone, read_tasks
+from trunkline.cli.reproduce import reproduce_command
 from trunkline.cli.search import search_command
 from trunkline.cli.show import show, show_json, show_manifest, show_manifest_and_cost
 from trunkline.cli.status import working
@@ -41,6 +42,7 @@ TRAIN_MODULES = frozenset({"accelerate", "datasets", "pyarrow", "scipy", "seqeva
 app.add_typer(cache_commands.app, name="cache")
 app.command("train")(train_command)
 app.command("search")(search_command)
+app.command("reproduce")(reproduce_command)
 
 
 def main() -> NoReturn:

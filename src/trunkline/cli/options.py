@@ -1,7 +1,7 @@
 """From the text of arguments and options to values."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 import typer
@@ -11,6 +11,7 @@ from trunkline.core.errors import SpecError
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value instead of tables.")]
 
 TaskFiles = Annotated[list[Path], typer.Argument(help="Task files (YAML).")]
+PresetOption = Annotated[Literal["default", "paper"], typer.Option(help="Hyperparameters; paper: its table 4.")]
 BackboneOption = Annotated[str, typer.Option(help="'minilm', a folder, or a name on the Hugging Face Hub.")]
 
 
@@ -68,7 +69,7 @@ def read_tasks(paths: list[Path]) -> list[Any]:
 
 
 def train_request(*, width: int, **fields: Any) -> Any:
-    """The request of `trunkline train` for a backbone of this width.
+    """A request for a backbone of this width, its preset given by name.
 
     Raises:
         SpecError: A field has a value that is not allowed.
@@ -77,7 +78,7 @@ def train_request(*, width: int, **fields: Any) -> Any:
     from trunkline.train.spec import TrainRequest, preset
 
     values = fields | {"preset": msgspec.to_builtins(preset(fields["preset"], width=width))}
-    return convert_spec(values, TrainRequest, "options of `trunkline train`")
+    return convert_spec(values, TrainRequest, "options")
 
 
 def _parts(text: str) -> tuple[str, ...]:

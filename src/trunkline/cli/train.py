@@ -9,6 +9,7 @@ from trunkline.cli.bench import CacheLimitOption, open_bench
 from trunkline.cli.options import (
     BackboneOption,
     JsonOption,
+    PresetOption,
     TaskFiles,
     numbers,
     open_backbone,
@@ -33,9 +34,7 @@ def train_command(  # noqa: PLR0913 - each option is one of the request's fields
         Literal["partial", "ensemble", "full"], typer.Option(help="Whose answers students learn.")
     ] = "partial",
     init_layers: Annotated[int | None, typer.Option(help="L of the teacher that students start in.")] = None,
-    preset: Annotated[
-        Literal["default", "paper"], typer.Option(help="Hyperparameters; paper: its table 4.")
-    ] = "default",
+    preset: PresetOption = "default",
     select: Annotated[
         Literal["train_slice", "dev"], typer.Option(help="Rows that choices are made on; dev is the paper's way.")
     ] = "train_slice",

@@ -19,7 +19,7 @@ from trunkline.train.candidates import Candidate, best_partial, candidates_of
 from trunkline.train.ledger import Needed
 from trunkline.train.prepare import PreparedTask, Split
 from trunkline.train.run import Start, Taught, execute
-from trunkline.train.spec import Arm, Hyperparameters, RunRecord, RunSpec, TrainRequest
+from trunkline.train.spec import Arm, Hyperparameters, RunRecord, RunSpec, TrainRequest, teachers_of
 from trunkline.train.teach import taught_by
 
 
@@ -142,7 +142,7 @@ class TaskRuns:
                 f"task {name!r}: no students, which need a partially fine-tuned teacher (--layers)"
             )
             return []
-        best = best_partial(candidates_of(partial))
+        best = best_partial(candidates_of([r for r in partial if r.spec.own_layers in teachers_of(request)]))
         self.bench.reporter.note(
             f"task {name!r}: the teacher has {best.own_layers} layers "
             f"({best.metric} {best.selection_mean:.1f} on the selection rows)"

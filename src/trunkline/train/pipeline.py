@@ -4,11 +4,13 @@ from collections.abc import Sequence
 
 from trunkline.core.errors import SpecError
 from trunkline.core.specs import Selection, TaskSpec
+from trunkline.core.types import Encoded
 from trunkline.model.backbone import Backbone
 from trunkline.train.bench import Workbench
 from trunkline.train.jobs import TaskRuns, run_all
+from trunkline.train.ledger import Needed
 from trunkline.train.prepare import PreparedTask, prepare
-from trunkline.train.spec import RunRecord, TrainRequest
+from trunkline.train.spec import CacheDtype, RunRecord, TrainRequest, teachers_of
 
 
 def check_request(request: TrainRequest, n_layers: int) -> None:
@@ -34,11 +36,25 @@ def check_request(request: TrainRequest, n_layers: int) -> None:
     for count in request.layers:
         if not 1 <= count <= n_layers:
             raise SpecError(f"train: --layers {count} is outside 1..{n_layers} (backbone has {n_layers} layers)")
+    _check_teachers(request)
     _check_students(request, n_layers)
 
 
+def _check_teachers(request: TrainRequest) -> None:
+    if request.teacher_layers is None:
+        return
+    if not request.teacher_layers and request.student_layers:
+        raise SpecError("train: teacher_layers is empty; students need a teacher; give at least one L")
+    for count in request.teacher_layers:
+        if count not in request.layers:
+            raise SpecError(
+                f"train: teacher_layers {count} is not among --layers {', '.join(map(str, request.layers))}; "
+                "what teaches must be tuned first; add it there"
+            )
+
+
 def _check_students(request: TrainRequest, n_layers: int) -> None:
-    longest = max(request.layers, default=n_layers)
+    longest = max(teachers_of(request), default=n_layers)
     if request.student_exits is None and min(request.student_layers, default=0) > longest:
         raise SpecError(
             f"train: --students {min(request.student_layers)} is more layers than any teacher tunes; at their "
@@ -71,10 +87,39 @@ def train_tasks(bench: Workbench, tasks: Sequence[TaskSpec], request: TrainReque
         DataError: A row is wrong.
         TrainingError: A run failed.
     """
-    check_request(request, bench.backbone.config.n_layers)
-    prepared = prepare_tasks(bench, tasks, selection=request.selection)
-    _tell_about_room(bench, prepared, request)
-    return run_all([TaskRuns(bench, each, request) for each in prepared])
+    return train_each(bench, [(task, request) for task in tasks])
+
+
+def train_each(
+    bench: Workbench,
+    asked: Sequence[tuple[TaskSpec, TrainRequest]],
+    *,
+    needed: Needed = "branch",
+    deadline: float | None = None,
+) -> list[RunRecord]:
+    """`train_tasks` with a request for each task, within a time.
+
+    Args:
+        bench: Backbone, ledger, cache.
+        asked: Tasks with what is asked for each.
+        needed: What a finished run must come with: with ``record``, a run counts as done though its branch is gone.
+        deadline: In seconds of `time.monotonic`; after it no run is begun. None works to the end.
+
+    Returns:
+        The records of the runs that are done, by task.
+
+    Raises:
+        SpecError: A request or a task does not fit the backbone.
+        DataError: A row is wrong.
+        TrainingError: A run failed.
+    """
+    for task, request in asked:
+        check_request(request, bench.backbone.config.n_layers)
+    prepared = [
+        (each, request) for task, request in asked for each in prepare_tasks(bench, [task], selection=request.selection)
+    ]
+    _tell_about_room(bench, prepared)
+    return run_all([TaskRuns(bench, each, request, needed=needed) for each, request in prepared], deadline=deadline)
 
 
 def train_task(bench: Workbench, task: TaskSpec, request: TrainRequest) -> list[RunRecord]:
@@ -105,23 +150,31 @@ def _check_length(task: TaskSpec, backbone: Backbone) -> None:
         )
 
 
-def _tell_about_room(bench: Workbench, tasks: Sequence[PreparedTask], request: TrainRequest) -> None:
+def _tell_about_room(bench: Workbench, asked: Sequence[tuple[PreparedTask, TrainRequest]]) -> None:
     """Say before the first run what the runs that are sure to come will add to the cache."""
-    n_layers, cache = bench.backbone.config.n_layers, bench.cache
-    exits = sorted({n_layers - layers for layers in request.layers} | set(request.student_exits or ()))
-    wanted = 0
-    for exit_layer in exits:
-        learned = [row for task in tasks for row in task.fit.rows]
-        measured = [
-            row for task in tasks for part in (task.selection, task.dev) if part is not None for row in part.rows
-        ]
-        for rows, dtype in ((learned, request.cache_dtype), (measured, "float32")):
-            wanted += cache.missing_bytes(bench.backbone, rows, exit_layer=exit_layer, dtype=dtype)
+    cache, exits, wanted = bench.cache, set[int](), 0
+    for rows, dtype, exit_layer in _states_wanted(asked, bench.backbone.config.n_layers):
+        exits.add(exit_layer)
+        wanted += cache.missing_bytes(bench.backbone, rows, exit_layer=exit_layer, dtype=dtype)
     if wanted:
         bench.reporter.note(
-            f"activations at {len(exits)} exits ({', '.join(map(str, exits))}) add up to {wanted / 1e6:,.0f} MB to "
-            f"{cache.root}, which has room for {cache.room_bytes() / 1e6:,.0f} MB"
+            f"activations at {len(exits)} exits ({', '.join(map(str, sorted(exits)))}) add up to "
+            f"{wanted / 1e6:,.0f} MB to {cache.root}, which has room for {cache.room_bytes() / 1e6:,.0f} MB"
         )
+
+
+def _states_wanted(
+    asked: Sequence[tuple[PreparedTask, TrainRequest]], n_layers: int
+) -> list[tuple[list[Encoded], CacheDtype, int]]:
+    """Rows with the dtype and exit that their states are wanted in; tasks on the same texts share rows."""
+    wanted: dict[tuple[CacheDtype, int], list[Encoded]] = {}
+    for task, request in asked:
+        learned = task.fit.rows
+        measured = [row for part in (task.selection, task.dev) if part is not None for row in part.rows]
+        for exit_layer in {n_layers - layers for layers in request.layers} | set(request.student_exits or ()):
+            wanted.setdefault((request.cache_dtype, exit_layer), []).extend(learned)
+            wanted.setdefault(("float32", exit_layer), []).extend(measured)
+    return [(rows, dtype, exit_layer) for (dtype, exit_layer), rows in wanted.items()]
 
 
 def _tell_about_data(bench: Workbench, task: PreparedTask) -> None:

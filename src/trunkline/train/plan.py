@@ -10,9 +10,9 @@ import msgspec
 from trunkline.bundle.files import swap_file
 from trunkline.core.errors import BundleError, SpecError, UnknownNameError, nearest_hint
 from trunkline.core.specs import Metric, Pooling, Spec, decode_spec, encode_spec
-from trunkline.train.candidates import Candidate, candidates_of
+from trunkline.train.candidates import Candidate, candidates_of, comparable
 from trunkline.train.ledger import Ledger
-from trunkline.train.spec import Arm, Init, RunRecord
+from trunkline.train.spec import Arm, Init
 
 
 class Priced(Protocol):
@@ -214,7 +214,7 @@ def plan_runs(runs: Path, *, min_gain: float, tasks: Sequence[str] | None = None
         if task not in known:
             raise UnknownNameError(f"plan: task {task!r} is not in {ledger.path}; {nearest_hint(task, known)}")
     asked = [record for record in records if tasks is None or record.spec.task in tasks]
-    records = _comparable(asked)
+    records = comparable(asked)
     used = {record.spec.backbone_digest for record in records}
     if not records:
         raise SpecError(f"plan: {ledger.path} has no runs; run `trunkline train` first")
@@ -229,11 +229,6 @@ def plan_runs(runs: Path, *, min_gain: float, tasks: Sequence[str] | None = None
         branch_folders={c.run_id: str(ledger.branch_folder(c.run_id).resolve()) for c in candidates},
     )
     return msgspec.structs.replace(plan, n_runs_left_out=len(asked) - len(records))
-
-
-def _comparable(records: Sequence[RunRecord]) -> list[RunRecord]:
-    latest = {record.spec.task: record.spec.variant for record in records}
-    return [record for record in records if record.spec.variant == latest[record.spec.task]]
 
 
 def write_plan(plan: Plan, path: Path) -> Path:

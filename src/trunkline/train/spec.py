@@ -281,6 +281,7 @@ class TrainRequest(Spec, frozen=True, kw_only=True):
         layers: Numbers L of top layers to tune (paper section 3.1).
         seeds: Each arm is run once a seed.
         full: Whether full fine-tuning is run too, as a baseline.
+        teacher_layers: Numbers L, among those tuned, that may teach students; None for all of them.
         student_layers: Numbers l of student layers (paper section 3.2); empty for none.
         student_exits: Where students read; None for the teacher's exit.
         student_inits: Where students start.
@@ -295,6 +296,7 @@ class TrainRequest(Spec, frozen=True, kw_only=True):
     layers: tuple[int, ...]
     seeds: tuple[int, ...] = (0,)
     full: bool = False
+    teacher_layers: tuple[int, ...] | None = None
     student_layers: tuple[int, ...] = (1, 2, 3)
     student_exits: tuple[int, ...] | None = None
     student_inits: tuple[Literal["backbone", "teacher"], ...] = ("teacher",)
@@ -303,3 +305,8 @@ class TrainRequest(Spec, frozen=True, kw_only=True):
     preset: Preset = PRESETS["default"]
     selection: Selection = "train_slice"
     cache_dtype: CacheDtype = "bfloat16"
+
+
+def teachers_of(request: TrainRequest) -> tuple[int, ...]:
+    """Numbers L of tuned layers that may teach students."""
+    return request.layers if request.teacher_layers is None else request.teacher_layers

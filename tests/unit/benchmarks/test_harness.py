@@ -8,8 +8,9 @@ import pytest
 
 from benchmarks import first_light_report
 from benchmarks.first_light import FULL_TRIALS, PARTIAL_TRIALS, QUICK_SETS, SETS
-from benchmarks.first_light_report import markdown_protocol, markdown_table, replace_between, write_page
+from benchmarks.first_light_report import markdown_protocol, markdown_table, write_page
 from benchmarks.harness import Benchmark, Measured, run_benchmark
+from benchmarks.pages import replace_between
 
 
 def summary(*points: float, **fields: Any) -> dict[str, Any]:

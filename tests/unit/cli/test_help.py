@@ -13,10 +13,10 @@ from tests.tiny_records import run_record
 from trunkline.train.ledger import Ledger
 
 ROOT = Path(__file__).resolve().parents[3]
-HEAVY = ("torch", "transformers", "sklearn", "scipy", "datasets", "pyarrow", "accelerate", "pandas")
+HEAVY = ("torch", "transformers", "sklearn", "scipy", "datasets", "pyarrow", "accelerate", "pandas", "matplotlib")
 COMMANDS = (
-    "train", "plan", "merge", "attach", "replace", "detach", "inspect", "verify", "predict", "evaluate", "calibrate",
-    "demo",
+    "train", "reproduce", "plan", "merge", "attach", "replace", "detach", "inspect", "verify", "predict", "evaluate",
+    "calibrate", "demo",
 )  # fmt: skip
 
 

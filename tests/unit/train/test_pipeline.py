@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +28,7 @@ from trunkline.train.bench import Workbench, source_of
 from trunkline.train.candidates import candidates_of
 from trunkline.train.jobs import initial_tensors
 from trunkline.train.loop import predict_logits
-from trunkline.train.pipeline import check_request, train_task, train_tasks
+from trunkline.train.pipeline import check_request, train_each, train_task, train_tasks
 from trunkline.train.plan import plan_runs
 from trunkline.train.prepare import prepare
 from trunkline.train.run import Start, build_model
@@ -211,6 +212,9 @@ def test_students_without_a_teacher_are_told_and_passed_over(tmp_path: Path) -> 
         ({"student_layers": (3, 4)}, r"--students 3 is more layers than any teacher tunes; .* have 0\.\.2"),
         ({"student_layers": (2,), "student_exits": (3,)}, "a student of 2 layers at exit layer 3 does not fit"),
         ({"student_exits": (-1,)}, "at exit layer -1 does not fit"),
+        ({"teacher_layers": (3,)}, "teacher_layers 3 is not among --layers 2"),
+        ({"teacher_layers": ()}, "teacher_layers is empty; students need a teacher"),
+        ({"layers": (2, 4), "teacher_layers": (2,), "student_layers": (3,)}, r"have 0\.\.2"),
     ],
     ids=str,
 )
@@ -420,6 +424,22 @@ def test_what_was_asked_for_last_is_planned_even_if_it_was_run_before(tmp_path: 
     plan = plan_runs(bench.ledger.folder, min_gain=1.0)
     assert [task.run_id for task in plan.tasks] == [runs[0].run_id]
     assert plan.n_runs_left_out == 1
+
+
+@pytest.mark.parametrize("teacher", [1, 2, 3])
+def test_only_those_layers_teach_that_may(tmp_path: Path, teacher: int) -> None:
+    records = trained(tmp_path, layers=(1, 2, 3), teacher_layers=(teacher,), student_layers=(1,))
+    (taught_by,) = records[-1].spec.label_teachers
+    assert [r.spec.own_layers for r in records if r.run_id == taught_by] == [teacher]
+    assert records[-1].spec.exit_layer == 4 - teacher
+
+
+def test_each_task_may_have_a_request_of_its_own_and_a_deadline_ends_both(tmp_path: Path) -> None:
+    bench = make_bench(tmp_path)
+    tasks = [make_task(tmp_path, name, n_train=40, n_dev=8) for name in ("topic", "mood")]
+    asked = [(task, request_of(layers=(n,), student_layers=())) for n, task in enumerate(tasks, start=1)]
+    assert train_each(bench, asked, deadline=time.monotonic() - 1) == []
+    assert [(r.spec.task, r.spec.own_layers) for r in train_each(bench, asked)] == [("topic", 1), ("mood", 2)]
 
 
 def test_every_task_is_checked_before_the_first_run(tmp_path: Path) -> None:

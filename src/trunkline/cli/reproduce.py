@@ -1,0 +1,109 @@
+"""`trunkline reproduce`: the paper's tables and figures on one's own tasks and backbone."""
+
+import math
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from trunkline.cli.bench import CacheLimitOption, open_bench
+from trunkline.cli.options import (
+    BackboneOption,
+    JsonOption,
+    PresetOption,
+    TaskFiles,
+    numbers,
+    open_backbone,
+    read_tasks,
+    train_request,
+)
+from trunkline.cli.show import show_json
+from trunkline.core.errors import SpecError
+
+if TYPE_CHECKING:
+    from trunkline.model.backbone import Backbone
+    from trunkline.train.spec import TrainRequest
+
+
+def reproduce_command(  # noqa: PLR0913 - each option is one of the study's choices
+    tasks: TaskFiles,
+    *,
+    out: Annotated[Path, typer.Option(help="Folder of runs and their ledger.")],
+    backbone: BackboneOption = "minilm",
+    layers: Annotated[str, typer.Option(help="Numbers L of table 1; empty: every L of the backbone.")] = "",
+    seeds: Annotated[str, typer.Option(help="Seeds; the paper has five.")] = "0,1,2,3,4",
+    students: Annotated[str, typer.Option(help="Numbers l of student layers.")] = "1,2,3",
+    preset: PresetOption = "default",
+    cache_limit: CacheLimitOption = "",
+    budget_minutes: Annotated[
+        float | None, typer.Option(help="Begin no run after so many minutes; 0: only the report.")
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="Folder of the report; OUT/report by default.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Reproduce the paper's tables 1, 2 and 5 and figures 2 and 5; given again, it goes on where it stopped."""
+    from trunkline.reports.tables import markdown_tables
+    from trunkline.reports.write import write_report
+    from trunkline.train.cache_room import parse_size
+    from trunkline.train.ledger import Ledger
+    from trunkline.train.reproduction import Study, check_studied
+    from trunkline.train.reproduction_tables import reproduce
+
+    deadline = _deadline(budget_minutes)
+    limit_bytes = parse_size(cache_limit) if cache_limit else None
+    specs = read_tasks(tasks)
+    check_studied(specs)
+    loaded = open_backbone(backbone)
+    request = _request(loaded, layers=layers, seeds=seeds, students=students, preset=preset)
+    if budget_minutes != 0:
+        from trunkline.train.pipeline import train_each
+
+        with open_bench(loaded, out, limit_bytes=limit_bytes) as bench:
+            train_each(bench, [(spec, request) for spec in specs], needed="record", deadline=deadline)
+    study = Study.of(loaded, {spec.name: request for spec in specs})
+    made = reproduce(study, Ledger(out).records())
+    if as_json:
+        show_json(made)
+    else:
+        typer.echo(markdown_tables(made))
+    folder = report or out / "report"
+    write_report(made, folder)
+    n_open = made.cells_wanted - made.cells_done
+    state = f"{n_open} of {made.cells_wanted} cells are open: the same command goes on" if n_open else "no cell is open"
+    typer.echo(f"written to {folder}; {state}", err=True)
+
+
+def _deadline(budget_minutes: float | None) -> float | None:
+    """When the last run may begin, in seconds of `time.monotonic`.
+
+    Raises:
+        SpecError: The budget is negative or no number.
+    """
+    if budget_minutes is None:
+        return None
+    if not 0 <= budget_minutes < math.inf:
+        raise SpecError(
+            f"--budget-minutes is {budget_minutes:g}; give minutes from 0, or leave it out to run everything"
+        )
+    return time.monotonic() + 60 * budget_minutes
+
+
+def _request(loaded: "Backbone", *, layers: str, seeds: str, students: str, preset: str) -> "TrainRequest":
+    from trunkline.train.pipeline import check_request
+    from trunkline.train.reproduction import teacher_range
+
+    n_layers = loaded.config.n_layers
+    tuned = numbers(layers, "--layers") or tuple(range(1, n_layers + 1))
+    request: TrainRequest = train_request(
+        width=loaded.config.width,
+        layers=tuned,
+        seeds=numbers(seeds, "--seeds"),
+        full=True,
+        teacher_layers=teacher_range(tuned, n_layers),
+        student_layers=numbers(students, "--students"),
+        student_inits=("teacher", "backbone"),
+        preset=preset,
+    )
+    check_request(request, n_layers)
+    return request

@@ -1,0 +1,1 @@
+"""Reports on disk: markdown tables, pictures, and the data behind them."""
