@@ -9,6 +9,7 @@ from trunkline.train.bench import Workbench
 from trunkline.train.jobs import TaskRuns, run_all
 from trunkline.train.prepare import PreparedTask, prepare
 from trunkline.train.spec import RunRecord, TrainRequest
+from trunkline.train.transfer import with_transfer
 
 
 def check_request(request: TrainRequest, n_layers: int) -> None:
@@ -35,6 +36,21 @@ def check_request(request: TrainRequest, n_layers: int) -> None:
         if not 1 <= count <= n_layers:
             raise SpecError(f"train: --layers {count} is outside 1..{n_layers} (backbone has {n_layers} layers)")
     _check_students(request, n_layers)
+    _check_further_inputs(request)
+
+
+def _check_further_inputs(request: TrainRequest) -> None:
+    """Refuse options that no run would use."""
+    if request.augment < 0:
+        raise SpecError(f"train: --augment {request.augment} is below 0; give how many rows to make of each row")
+    has_students = bool(request.layers and request.student_layers)
+    if (request.transfer is not None or request.augment) and not has_students:
+        raise SpecError(
+            "train: --transfer and --augment give rows to students, and none is asked for; add --layers and "
+            "--students, or leave them out"
+        )
+    if request.init_from is not None and not request.layers:
+        raise SpecError("train: --init-from is where partial fine-tuning starts, and none is asked for; add --layers")
 
 
 def _check_students(request: TrainRequest, n_layers: int) -> None:
@@ -69,16 +85,21 @@ def train_tasks(bench: Workbench, tasks: Sequence[TaskSpec], request: TrainReque
     Raises:
         SpecError: The request or a task does not fit the backbone.
         DataError: A row is wrong.
+        BundleError: The branch to start in cannot be read, or was trained on another trunk.
         TrainingError: A run failed.
     """
     check_request(request, bench.backbone.config.n_layers)
     for task in tasks:
         _check_length(task, bench.backbone)
+        _check_kind(task, request)
     prepared = [prepare(task, bench.backbone.tokenizer, selection=request.selection) for task in tasks]
+    note = bench.reporter.note
+    prepared = [with_transfer(each, bench.backbone, request, note=note) for each in prepared]
     for each in prepared:
         _tell_about_data(bench, each)
+    runs = [TaskRuns(bench, each, request) for each in prepared]
     _tell_about_room(bench, prepared, request)
-    return run_all([TaskRuns(bench, each, request) for each in prepared])
+    return run_all(runs)
 
 
 def train_task(bench: Workbench, task: TaskSpec, request: TrainRequest) -> list[RunRecord]:
@@ -94,13 +115,26 @@ def _check_length(task: TaskSpec, backbone: Backbone) -> None:
         )
 
 
+def _check_kind(task: TaskSpec, request: TrainRequest) -> None:
+    if request.augment and task.kind == "tagging":
+        raise SpecError(
+            f"task {task.name!r}: --augment {request.augment} is not for tagging, whose tags do not carry over to "
+            "other words; give unlabelled rows with --transfer, or train this task without --augment"
+        )
+
+
 def _tell_about_room(bench: Workbench, tasks: Sequence[PreparedTask], request: TrainRequest) -> None:
     """Say before the first run what the runs that are sure to come will add to the cache."""
     n_layers, cache = bench.backbone.config.n_layers, bench.cache
-    exits = sorted({n_layers - layers for layers in request.layers} | set(request.student_exits or ()))
+    partial = {n_layers - layers for layers in request.layers}
+    # Without --student-exits students read at the exit of the best teacher, which is known where there is only one.
+    of_students = set(request.student_exits or (partial if len(partial) == 1 else ()))
+    exits = sorted(partial | of_students)
     wanted = 0
     for exit_layer in exits:
         learned = [row for task in tasks for row in task.fit.rows]
+        if exit_layer in of_students:
+            learned += [row for task in tasks if task.transfer is not None for row in task.transfer.rows]
         measured = [
             row for task in tasks for part in (task.selection, task.dev) if part is not None for row in part.rows
         ]
