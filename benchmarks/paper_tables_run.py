@@ -23,12 +23,14 @@ from trunkline.train.device import make_accelerator
 from trunkline.train.jobs import TaskRuns, run_all
 from trunkline.train.ledger import Ledger
 from trunkline.train.prepare import prepare
+from trunkline.train.reproduction import teacher_range
 from trunkline.train.spec import RunRecord, RunSpec, TrainRequest, preset
 
 FOLDER = platformdirs.user_cache_path("trunkline") / "benchmarks" / "paper-tables"
 KEPT = RESULTS / "paper-tables.ledger.jsonl"
 WHOLE = (1, 2, 4, 6, 8, 12)
 FEW = (2, 4, 8)
+N_LAYERS = 12
 SUBSET_ROWS = 3000
 
 
@@ -71,6 +73,7 @@ class Entry:
         """Everything that is run for it."""
         return TrainRequest(
             layers=self.layers,
+            teacher_layers=teacher_range(self.layers, N_LAYERS),
             seeds=self.seeds,
             full=True,
             student_layers=(1, 2, 3),

@@ -188,7 +188,8 @@ def _by_exit(manifest: Manifest) -> list[tuple[str, TaskEntry]]:
 
 
 def _arm(trained: Candidate | PlannedTask) -> str:
-    return trained.arm if trained.arm != "student" or trained.init == "teacher" else "student (from backbone)"
+    usual = "teacher" if trained.arm == "student" else "backbone"
+    return trained.arm if trained.init == usual else f"{trained.arm} (from {trained.init})"
 
 
 def _points(value: float | None) -> str:

@@ -71,13 +71,21 @@ def read_tasks(paths: list[Path]) -> list[Any]:
 def train_request(*, width: int, **fields: Any) -> Any:
     """A request for a backbone of this width, its preset given by name.
 
+    Args:
+        width: Of the backbone.
+        fields: Of the request; ``preset`` is a name, and ``distillation`` maps fields of it to values, None for
+            those that stay.
+
     Raises:
         SpecError: A field has a value that is not allowed.
     """
     from trunkline.core.specs import convert_spec
     from trunkline.train.spec import TrainRequest, preset
 
-    values = fields | {"preset": msgspec.to_builtins(preset(fields["preset"], width=width))}
+    chosen = msgspec.to_builtins(preset(fields["preset"], width=width))
+    changes = fields.pop("distillation", {})
+    chosen["distillation"] |= {name: value for name, value in changes.items() if value is not None}
+    values = fields | {"preset": chosen}
     return convert_spec(values, TrainRequest, "options")
 
 

@@ -34,6 +34,12 @@ def train_command(  # noqa: PLR0913 - each option is one of the request's fields
         Literal["partial", "ensemble", "full"], typer.Option(help="Whose answers students learn.")
     ] = "partial",
     init_layers: Annotated[int | None, typer.Option(help="L of the teacher that students start in.")] = None,
+    kd_temperature: Annotated[float | None, typer.Option(help="T of distillation; none: the preset's.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="Share of the loss against labels; none: the preset's.")] = None,
+    hidden_weight: Annotated[float | None, typer.Option(help="Weight of matching hidden states.")] = None,
+    transfer: Annotated[str | None, typer.Option(help="More rows, without labels, that students learn from.")] = None,
+    augment: Annotated[int, typer.Option(help="Make so many rows of each row for students to learn from.")] = 0,
+    init_from: Annotated[Path | None, typer.Option(help="Branch that the tuned layers start in.")] = None,
     preset: PresetOption = "default",
     select: Annotated[
         Literal["train_slice", "dev"], typer.Option(help="Rows that choices are made on; dev is the paper's way.")
@@ -64,6 +70,10 @@ def train_command(  # noqa: PLR0913 - each option is one of the request's fields
         student_inits=("teacher", "backbone") if init == "both" else (init,),
         label_teacher=label_teacher,
         init_layers=init_layers,
+        distillation={"kd_temperature": kd_temperature, "alpha": alpha, "hidden_weight": hidden_weight},
+        transfer=transfer,
+        augment=augment,
+        init_from=None if init_from is None else str(init_from),
         preset=preset,
         selection=select,
         cache_dtype=cache_dtype,

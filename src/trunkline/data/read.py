@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -52,6 +52,30 @@ def read_part(task: TaskSpec, part: Part) -> list[Example]:
     if not rows:
         raise DataError(f"{source}: has no rows; {part} needs at least one; check the file")
     return _sample(rows, task) if part == "train" else rows
+
+
+def read_unlabelled(task: TaskSpec, source: str) -> list[Example]:
+    """Read rows of a task's input form from a file or the Hub; labels are not looked at, and need not be there.
+
+    Args:
+        task: Says which columns are read, and how.
+        source: As for a part of the task's data.
+
+    Returns:
+        Rows without targets, in the order of the file, at least one.
+
+    Raises:
+        DataError: The file or a row is wrong.
+        MissingDependencyError: The format needs a package that is not installed.
+    """
+    parser = _Parser(task.kind, task.input == "pair", task.columns, known=None, may_lack_label=True)
+    found = read_rows(source, task.columns_read[:-1])  # The last of them is the label's.
+    if is_table(source):
+        found = ((where, parser.from_cells(row)) for where, row in found)
+    rows = [parser.unlabelled(where, row) for where, row in found]
+    if not rows:
+        raise DataError(f"{source}: has no rows; at least one is needed; check the file")
+    return rows
 
 
 def read_inputs(lines: Iterable[bytes], subject: str) -> Iterator[Example]:
@@ -111,31 +135,37 @@ class _Parser:
             example = self._tagged(where, row)
         else:
             label = self.columns.labels if self.kind == "multilabel" else self.columns.label
-            example = Example(
-                text=_text(row, self.columns.text, where),
-                text_pair=_text(row, self.columns.text_pair, where) if self.pair else None,
-                target=None
-                if self._lacks(row, label)
-                else _TARGETS[self.kind](_value(row, label, where), label, where),
-            )
+            example = self.unlabelled(where, row)
+            if not self._lacks(row, label):
+                target = _TARGETS[self.kind](_value(row, label, where), label, where)
+                example = replace(example, target=target)
         if self.known is not None:
             self._check_known(example, where)
         return example
+
+    def unlabelled(self, where: str, row: dict[str, Any]) -> Example:
+        """The input of one row, checked."""
+        if self.kind == "tagging":
+            text, spans = join_words(_words(row, self.columns.tokens, where))
+            return Example(text=text, word_spans=spans)
+        return Example(
+            text=_text(row, self.columns.text, where),
+            text_pair=_text(row, self.columns.text_pair, where) if self.pair else None,
+        )
 
     def _lacks(self, row: dict[str, Any], column: str) -> bool:
         return self.may_lack_label and column in row and row[column] is None
 
     def _tagged(self, where: str, row: dict[str, Any]) -> Example:
-        words = _words(row, self.columns.tokens, where)
+        example = self.unlabelled(where, row)
         if self._lacks(row, self.columns.tags):
-            text, spans = join_words(words)
-            return Example(text=text, word_spans=spans)
+            return example
         tags = _strings(_value(row, self.columns.tags, where), self.columns.tags, where)
-        if len(words) != len(tags):
-            raise DataError(f"{where}: has {len(words)} tokens and {len(tags)} tags; give each token one tag")
+        n_words = len(example.word_spans or ())
+        if n_words != len(tags):
+            raise DataError(f"{where}: has {n_words} tokens and {len(tags)} tags; give each token one tag")
         _check_iob2(tags, where)
-        text, spans = join_words(words)
-        return Example(text=text, target=tags, word_spans=spans)
+        return replace(example, target=tags)
 
     def _check_known(self, example: Example, where: str) -> None:
         for label in target_labels(example.target):

@@ -98,6 +98,11 @@ class Tokenizer:
             rows.extend(self._encode_chunk(examples[start : start + _ROWS_PER_CHUNK], max_length))
         return rows
 
+    def vocabulary(self) -> dict[int, str]:
+        """Each token's text by its id; what was added to the vocabulary (special tokens) is left out."""
+        added = self._inner.get_added_tokens_decoder()
+        return {number: text for text, number in self._inner.get_vocab().items() if number not in added}
+
     def _encode_chunk(self, examples: Sequence[Example], max_length: int) -> Iterator[Encoded]:
         texts = [row.text if row.text_pair is None else (row.text, row.text_pair) for row in examples]
         try:
@@ -117,7 +122,7 @@ class Tokenizer:
         for start, stop in pairwise((0, *stops)):
             part = slice(start, stop)
             row = Encoded(token_ids[part], type_ids[part], offsets[part], sequence[part], truncated=False)
-            yield row if stop - start <= max_length else _cut(row, max_length)
+            yield cut_row(row, max_length)
 
 
 def word_positions(row: Encoded, word_spans: Sequence[tuple[int, int]]) -> np.ndarray:
@@ -172,11 +177,13 @@ def _text_error(examples: Sequence[Example]) -> DataError:
     return DataError("texts: cannot be encoded; each text is a string; check what is passed")
 
 
-def _cut(row: Encoded, max_length: int) -> Encoded:
-    """Keep the special tokens and the first tokens of each text, the longest text cut first.
+def cut_row(row: Encoded, max_length: int) -> Encoded:
+    """Keep the special tokens and the first tokens of each text, the longest text cut first; short rows as they are.
 
     Not left to `tokenizers`: its truncation is a setting of the shared object, and it builds every piece cut off.
     """
+    if len(row.token_ids) <= max_length:
+        return row
     n_special = int(np.count_nonzero(row.sequence == -1))
     n_first = int(np.count_nonzero(row.sequence == 0))
     n_second = len(row.sequence) - n_special - n_first

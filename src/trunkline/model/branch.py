@@ -10,7 +10,7 @@ from trunkline.core.specs import BranchSpec, Kind, Pooling
 from trunkline.model.config import EncoderConfig
 from trunkline.model.encoder import EncoderStack, build_empty, load_parameters, make_layer, parameter_arrays
 from trunkline.model.heads import ClsHead, Head, build_head, init_head
-from trunkline.model.shapes import AttentionBiasValues, HiddenStates, Mask, RowIds, RowLogits, TokenLogits
+from trunkline.model.shapes import AttentionBiasValues, HiddenStates, Mask, RowIds, RowLogits, RowStates, TokenLogits
 
 
 class Branch(nn.Module):
@@ -103,6 +103,12 @@ class Branch(nn.Module):
         Returns:
             (rows, n_outputs), or (rows, tokens, n_outputs) for tagging.
         """
+        return self.features_and_logits(hidden, bias, mask)[1]
+
+    def features_and_logits(
+        self, hidden: HiddenStates, bias: AttentionBiasValues, mask: Mask
+    ) -> tuple[RowStates | HiddenStates, RowLogits | TokenLogits]:
+        """What the head reads, (rows, width) or for tagging (rows, tokens, width), and the logits of `forward`."""
         return run_layers(list(self.layers.values()), self.head, hidden=hidden, bias=bias, mask=mask)
 
 
@@ -180,18 +186,28 @@ class FullModel(EncoderStack):
 
     def forward(self, token_ids: RowIds, type_ids: RowIds, mask: Mask) -> RowLogits | TokenLogits:
         """Logits of a batch: (rows, n_outputs), or (rows, tokens, n_outputs) for tagging."""
+        return self.features_and_logits(token_ids, type_ids, mask)[1]
+
+    def features_and_logits(
+        self, token_ids: RowIds, type_ids: RowIds, mask: Mask
+    ) -> tuple[RowStates | HiddenStates, RowLogits | TokenLogits]:
+        """What the head reads, (rows, width) or for tagging (rows, tokens, width), and the logits of `forward`."""
         hidden = self.embeddings(token_ids, type_ids)
         return run_layers(list(self.layers), self.head, hidden=hidden, bias=self.shared(mask), mask=mask)
 
 
 def run_layers(
     layers: list[nn.Module], head: Head, *, hidden: HiddenStates, bias: AttentionBiasValues, mask: Mask
-) -> Tensor:
-    """Run layers and a head; under a head that reads the first token, the last layer makes only that one."""
+) -> tuple[Tensor, Tensor]:
+    """Run layers and a head; under a head that reads the first token, the last layer makes only that one.
+
+    Returns:
+        What the head reads, and its logits.
+    """
     first_only = isinstance(head, ClsHead)
     for layer in layers[:-1]:
         hidden = layer(hidden, bias)
     for layer in layers[-1:]:
         hidden = layer(hidden, bias, first_only=first_only)
-    logits: Tensor = head(hidden, mask)
-    return logits
+    features = head.read(hidden, mask)
+    return features, head(features)

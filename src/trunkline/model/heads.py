@@ -1,4 +1,4 @@
-"""Heads: from a branch's last hidden states to logits."""
+"""Heads: from a branch's last hidden states to logits, in two steps: what a head reads, and what it makes of it."""
 
 from collections.abc import Sequence
 from typing import TypeAlias
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from trunkline.core.specs import Kind, Pooling
-from trunkline.model.shapes import HiddenStates, Mask, QueryStates, RowLogits, TokenLogits
+from trunkline.model.shapes import HiddenStates, Mask, QueryStates, RowLogits, RowStates, TokenLogits
 
 HEAD_STD = 0.02
 MIN_SHARE = 1e-3
@@ -25,10 +25,18 @@ class ClsHead(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.output = nn.Linear(width, n_outputs)
 
-    def forward(self, hidden: QueryStates, mask: Mask) -> RowLogits:
-        """Logits of each row; ``hidden`` may hold the first token alone."""
+    def read(self, hidden: QueryStates, mask: Mask) -> RowStates:
+        """The first token's state, before the pooler; ``hidden`` may hold that token alone.
+
+        Poolers are drawn anew for every head, so what two of them write has no common axes; states before them are
+        still near the backbone's, and those of several models can be compared and averaged.
+        """
         del mask
-        logits: Tensor = self.output(self.dropout(torch.tanh(self.pooler(hidden[:, 0]))))
+        return hidden[:, 0]
+
+    def forward(self, features: RowStates) -> RowLogits:
+        """Logits of each row from what was read."""
+        logits: Tensor = self.output(self.dropout(torch.tanh(self.pooler(features))))
         return logits
 
 
@@ -41,13 +49,17 @@ class MeanHead(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.output = nn.Linear(width, n_outputs)
 
-    def forward(self, hidden: HiddenStates, mask: Mask) -> RowLogits:
-        """Logits of each row."""
+    def read(self, hidden: HiddenStates, mask: Mask) -> RowStates:
+        """The mean state of each row."""
         weights = mask.to(hidden.dtype)
         # A product sums without a masked copy; the count is at least 1, so an empty row gives zeros and no NaN.
         total = (weights[:, None, :] @ hidden)[:, 0]
-        mean = total / weights.sum(dim=1, keepdim=True).clamp(min=1.0)
-        logits: Tensor = self.output(self.dropout(mean))
+        mean: Tensor = total / weights.sum(dim=1, keepdim=True).clamp(min=1.0)
+        return mean
+
+    def forward(self, features: RowStates) -> RowLogits:
+        """Logits of each row from what was read."""
+        logits: Tensor = self.output(self.dropout(features))
         return logits
 
 
@@ -60,10 +72,14 @@ class TokenHead(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.output = nn.Linear(width, n_outputs)
 
-    def forward(self, hidden: HiddenStates, mask: Mask) -> TokenLogits:
-        """Logits of each token; those at padding are of no use."""
+    def read(self, hidden: HiddenStates, mask: Mask) -> HiddenStates:
+        """The state of every token."""
         del mask
-        logits: Tensor = self.output(self.dropout(hidden))
+        return hidden
+
+    def forward(self, features: HiddenStates) -> TokenLogits:
+        """Logits of each token from what was read; those at padding are of no use."""
+        logits: Tensor = self.output(self.dropout(features))
         return logits
 
 

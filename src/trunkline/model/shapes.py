@@ -13,6 +13,8 @@ HiddenStates: TypeAlias = Float[Tensor, "rows tokens width"]
 """What a layer reads and writes."""
 QueryStates: TypeAlias = Float[Tensor, "rows queries width"]
 """States of the leading tokens alone, or of all."""
+RowStates: TypeAlias = Float[Tensor, "rows width"]
+"""One state a row: what a head of a sentence task reads."""
 AttentionBiasValues: TypeAlias = Float[Tensor, "rows _ _ tokens"]
 """Added to the attention scores; heads and queries may be 1 and are then broadcast."""
 RowLogits: TypeAlias = Float[Tensor, "rows outputs"]

@@ -17,7 +17,7 @@ class Candidate(Spec, frozen=True, kw_only=True):
         exit_layer: Trunk layers below.
         own_layers: Layers of its own: the cost that it adds to the bundle.
         pooling: Where the head reads.
-        init: Where a student started.
+        init: Where its layers started.
         metric: What the figures are; all in points.
         seeds: In the order of the figures below.
         selection_metrics: One a seed; what choices are made by.
@@ -116,8 +116,9 @@ def _identity(c: Candidate) -> tuple[str, Arm, int, int, Pooling, Init]:
 
 
 def _without_seed(spec: RunSpec) -> str:
-    # Students of one candidate may have different teachers: the best ones at the time of each call.
-    ignored = ("seed", "label_teachers", "init_from")
+    # Students of one candidate may have different teachers: the best ones at the time of each call. Which branch a
+    # warm start began in was asked for, and is a choice like a rate.
+    ignored = {"seed", "label_teachers"} | ({"init_from"} if spec.init == "teacher" else set())
     fields = {name: getattr(spec, name) for name in spec.__struct_fields__ if name not in ignored}
     return spec_digest(fields)
 

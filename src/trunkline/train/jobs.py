@@ -5,21 +5,20 @@ the ledger, so what was killed goes on where it stopped, and several processes s
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from trunkline.bundle.store import read_branch
 from trunkline.core.specs import Pooling
-from trunkline.model.backbone import Backbone
 from trunkline.train.bench import Workbench
 from trunkline.train.candidates import Candidate, best_partial, candidates_of
 from trunkline.train.ledger import Needed
 from trunkline.train.prepare import PreparedTask, Split
 from trunkline.train.run import Start, Taught, execute
 from trunkline.train.spec import Arm, Hyperparameters, RunRecord, RunSpec, TrainRequest, teachers_of
+from trunkline.train.start import initial_tensors, read_start, taken_over, warm_start
 from trunkline.train.teach import taught_by
 
 
@@ -40,31 +39,6 @@ class Job:
     needed: Needed = "branch"
 
 
-def initial_tensors(
-    backbone: Backbone, teacher: Mapping[str, np.ndarray] | None, *, exit_layer: int, own_layers: int
-) -> Start:
-    """Where a branch starts: each layer from the teacher if it tuned that layer, else from the backbone.
-
-    With a teacher that leaves the trunk at or above `exit_layer`, the branch on its trunk then equals the
-    teacher's bottommost `exit_layer + own_layers` layers (paper section 3.2), because what the teacher did not tune
-    is the backbone's.
-
-    Args:
-        backbone: The pretrained encoder.
-        teacher: The initialization teacher's tensors by canonical name, its head included; None for a new head.
-        exit_layer: Of the branch.
-        own_layers: Of the branch.
-    """
-    tensors = {}
-    for layer in range(exit_layer, exit_layer + own_layers):
-        prefix = f"layers.{layer}."
-        tuned = {} if teacher is None else {name: a for name, a in teacher.items() if name.startswith(prefix)}
-        tensors.update(tuned or {name: a for name, a in backbone.tensors.items() if name.startswith(prefix)})
-    if teacher is not None:
-        tensors.update({name: a for name, a in teacher.items() if name.startswith("head.")})
-    return Start(tensors=tensors, head=teacher is not None)
-
-
 class TaskRuns:
     """The runs of one task that a request asks for, and which of them are done.
 
@@ -73,6 +47,10 @@ class TaskRuns:
         task: The prepared task.
         request: What is asked for.
         needed: What a finished run must come with: with ``record``, a run counts as done though its branch is gone.
+
+    Raises:
+        TrunkMismatchError: The branch to start in was trained on another trunk.
+        BundleError: The branch to start in cannot be read.
     """
 
     def __init__(
@@ -84,6 +62,8 @@ class TaskRuns:
         self.n_layers = bench.backbone.config.n_layers
         self.needed: Needed = needed
         self.done: dict[str, RunRecord] = {}
+        self._branch = None if request.init_from is None else read_start(Path(request.init_from), bench.backbone)
+        self._transfer = None if task.transfer is None else task.transfer.digest()
         self._first = self._first_jobs()
         self._students: list[Job] | None = None
 
@@ -128,7 +108,7 @@ class TaskRuns:
         for layers in request.layers:
             for seed in request.seeds:
                 spec = self._spec("partial", layers, seed, request.preset.for_layers(layers))
-                jobs.append(Job(spec, self._start(spec, None), needed=self.needed))
+                jobs.append(Job(spec, self._first_start(spec), needed=self.needed))
         return jobs
 
     def _student_jobs(self) -> list[Job]:
@@ -154,7 +134,7 @@ class TaskRuns:
             Job(
                 spec,
                 self._start(spec, first if spec.init == "teacher" else None),
-                teach=lambda rows: taught_by(self.bench, self.task, [self._whole(each) for each in labels], rows),
+                teach=lambda rows: self._taught_by(labels, rows),
                 needed=self.needed,
             )
             for spec in self._student_specs(best, labels=labels, start_run=first.run_id)
@@ -169,6 +149,22 @@ class TaskRuns:
         if self.request.label_teacher == "ensemble":
             return seeds
         return [record for record in seeds if record.run_id == best.run_id]
+
+    def _taught_by(self, teachers: Sequence[RunRecord], rows: Split) -> Taught:
+        matches_hidden = self.request.preset.distillation.hidden_weight > 0
+        whole = [self._whole(teacher) for teacher in teachers]
+        return taught_by(self.bench, self.task, whole, rows, features=matches_hidden)
+
+    def _first_start(self, spec: RunSpec) -> Callable[[], Start]:
+        branch = self._branch
+        if branch is None:
+            return self._start(spec, None)
+
+        def start() -> Start:
+            self.bench.reporter.note(taken_over(self.task, branch.spec, spec))
+            return warm_start(self.bench.backbone, self.task, branch, spec)
+
+        return start
 
     def _start(self, spec: RunSpec, teacher: RunRecord | None) -> Callable[[], Start]:
         def start() -> Start:
@@ -206,6 +202,7 @@ class TaskRuns:
                         distillation=request.preset.distillation,
                         taught_by=request.label_teacher,
                         label_teachers=tuple(record.run_id for record in labels),
+                        transfer=self._transfer,
                         init=init,
                         init_from=start_run if init == "teacher" else None,
                     )
@@ -215,12 +212,15 @@ class TaskRuns:
         return specs
 
     def _spec(self, arm: Arm, layers: int, seed: int, hyperparameters: Hyperparameters) -> RunSpec:
+        branch = self._branch if arm == "partial" else None
         return RunSpec(
             **self._shared(seed),
             arm=arm,
             exit_layer=self.n_layers - layers,
             own_layers=layers,
             hyperparameters=hyperparameters,
+            init="backbone" if branch is None else "branch",
+            init_from=None if branch is None else branch.spec.provenance.run_id,
         )
 
     def _shared(self, seed: int) -> dict[str, Any]:

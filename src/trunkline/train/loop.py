@@ -18,10 +18,11 @@ from trunkline.core.errors import TrainingError
 from trunkline.core.specs import Kind
 from trunkline.core.types import Encoded
 from trunkline.data.collate import collate, length_batches
+from trunkline.model.branch import Branch, FullModel
 from trunkline.model.encoder import AttentionBias
 from trunkline.model.trunk import Trunk
 from trunkline.train.cache import CachedRows
-from trunkline.train.losses import distillation_loss, hard_loss
+from trunkline.train.losses import distillation_loss, hard_loss, hidden_loss
 from trunkline.train.prepare import Split
 from trunkline.train.spec import Distillation, EpochPoint, Hyperparameters, RunSpec
 
@@ -127,12 +128,14 @@ class Lesson:
         split: The rows and their targets.
         source: Their inputs.
         teacher: For students: the label teacher's logits, one array a row as `predict_logits` gives them.
+        features: For students that match hidden states: what the label teacher's head reads, one array a row.
     """
 
     kind: Kind
     split: Split
     source: Source
     teacher: Sequence[np.ndarray] | None = None
+    features: Sequence[np.ndarray] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -155,16 +158,16 @@ class StepReporter(Protocol):
         """One step is done."""
 
 
-def position_logits(output: Tensor, split: Split, indices: np.ndarray) -> Tensor:
-    """Keep the logits of labelled positions.
+def at_positions(output: Tensor, split: Split, indices: np.ndarray) -> Tensor:
+    """Keep the logits, or what the head reads, of the positions that can have a label.
 
     Args:
-        output: (rows, labels), or (rows, tokens, labels) for tagging.
+        output: (rows, columns), or (rows, tokens, columns) for tagging.
         split: Whose rows these are.
         indices: (rows,) into the split.
 
     Returns:
-        (positions, labels) float32: the rows themselves, or one line for each word that has a sub-token.
+        (positions, columns) float32: the rows themselves, or one line for each word that has a sub-token.
     """
     if split.positions is None:
         return output.float()
@@ -180,20 +183,40 @@ def predict_logits(model: nn.Module, source: Source, split: Split) -> list[np.nd
     Returns:
         One array a row, float32: (labels,), or (words with a sub-token, labels) for tagging.
     """
+    return _predict(model, lambda inputs: (model(*inputs),), source, split)[0]
+
+
+def predict_features_and_logits(
+    model: Branch | FullModel, source: Source, split: Split
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """What the head reads of every row, and its logits, from one pass in evaluation mode.
+
+    Returns:
+        Features, one float32 array a row: (width,), or (words with a sub-token, width) for tagging; and logits as
+        `predict_logits` gives them.
+    """
+    features, logits = _predict(model, lambda inputs: model.features_and_logits(*inputs), source, split)
+    return features, logits
+
+
+def _predict(
+    model: nn.Module, run: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]], source: Source, split: Split
+) -> list[list[np.ndarray]]:
+    """For each output of ``run``, one array a row."""
     was_training = model.training
     model.eval()
-    answers: list[np.ndarray] = [np.zeros(0, dtype=np.float32)] * len(split)
+    found: dict[int, list[list[np.ndarray]]] = {}
     with torch.inference_mode():
         for indices in length_batches(source.lengths.tolist(), rows_per_batch=EVAL_ROWS):
-            flat = position_logits(model(*source.inputs(indices)), split, indices).cpu().numpy()
-            for i, answer in zip(indices, _per_row(flat, split, indices), strict=True):
-                answers[i] = answer
+            outputs = [at_positions(output, split, indices).cpu().numpy() for output in run(source.inputs(indices))]
+            by_row = zip(*(_per_row(flat, split, indices) for flat in outputs), strict=True)
+            found.update(zip(indices.tolist(), by_row, strict=True))
     model.train(was_training)
-    return answers
+    return [list(column) for column in zip(*(found[i] for i in range(len(split))), strict=True)]
 
 
 def fit(
-    model: nn.Module,
+    model: Branch | FullModel,
     lesson: Lesson,
     *,
     spec: RunSpec,
@@ -204,7 +227,7 @@ def fit(
     """Tune a model and leave it at its best epoch.
 
     Args:
-        model: A `Branch` or `FullModel`; every parameter that requires a gradient is tuned.
+        model: Every parameter that requires a gradient is tuned.
         lesson: What is learned from.
         spec: Hyperparameters, seed, precision of the steps and, for students, distillation.
         score: The metric on the selection rows, in points; of a run on a subset only its end is measured, because
@@ -232,8 +255,8 @@ def fit(
             losses = []
             for indices in training_batches(lesson.source.lengths, hyper.batch_size, rng):
                 with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=spec.precision == "bf16"):
-                    output = model(*lesson.source.inputs(indices))
-                loss = _loss(position_logits(output, lesson.split, indices), lesson, indices, spec.distillation)
+                    features, output = model.features_and_logits(*lesson.source.inputs(indices))
+                loss = _loss(features, output, lesson, indices, distillation=spec.distillation)
                 losses.append(_take_step(loss, model, optimizer, accelerator, spec))
                 schedule.step()
                 reporter.step(losses[-1])
@@ -268,14 +291,23 @@ def training_batches(lengths: np.ndarray, batch_size: int, rng: np.random.Genera
         yield batches[i]
 
 
-def _loss(logits: Tensor, lesson: Lesson, indices: np.ndarray, distillation: Distillation | None) -> Tensor:
+def _loss(
+    features: Tensor, output: Tensor, lesson: Lesson, indices: np.ndarray, *, distillation: Distillation | None
+) -> Tensor:
+    logits = at_positions(output, lesson.split, indices)
     targets = _stack(lesson.split.targets, lesson.split, indices, logits.device)
     if distillation is None:
         return hard_loss(lesson.kind, logits, targets)
     if lesson.teacher is None:
         raise TrainingError("a student's run has no teacher logits; give those of its label teacher")
     taught = _stack(lesson.teacher, lesson.split, indices, logits.device)
-    return distillation_loss(lesson.kind, logits, targets, taught, distillation)
+    loss = distillation_loss(lesson.kind, logits, targets, taught, distillation)
+    if not distillation.hidden_weight:
+        return loss
+    if lesson.features is None:
+        raise TrainingError("a student's run with hidden_weight has no features to match; give its label teacher's")
+    wanted = _stack(lesson.features, lesson.split, indices, logits.device)
+    return loss + distillation.hidden_weight * hidden_loss(at_positions(features, lesson.split, indices), wanted)
 
 
 def _stack(values: Sequence[np.ndarray], split: Split, indices: np.ndarray, device: torch.device) -> Tensor:

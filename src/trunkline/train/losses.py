@@ -9,6 +9,7 @@ from trunkline.core.specs import Kind
 from trunkline.train.spec import Distillation
 
 PositionLogits = Float[Tensor, "positions labels"]
+PositionStates = Float[Tensor, "positions width"]
 NO_LABEL = -1
 """Class index of a position without a label; its hard loss is left out."""
 
@@ -69,6 +70,20 @@ def soft_loss(kind: Kind, logits: PositionLogits, teacher: PositionLogits, kd_te
         F.log_softmax(student_t, dim=1), F.log_softmax(teacher_t, dim=1), reduction="sum", log_target=True
     )
     return scale * divergence / n_positions
+
+
+def hidden_loss(features: PositionStates, teacher: PositionStates) -> Tensor:
+    """Mean squared distance to what the teacher's head reads, each normalized to length 1: 0 to 4.
+
+    Normalized as in patient distillation (Sun et al. 2019), so that the weight means the same for every backbone.
+    There the first token's states of several layers are matched; here what the head reads, after the last layer.
+
+    Args:
+        features: (positions, width) float32, the student's.
+        teacher: (positions, width) float32, constant.
+    """
+    distance = (F.normalize(features, dim=1) - F.normalize(teacher, dim=1)) ** 2
+    return distance.sum() / max(1, len(features))
 
 
 def distillation_loss(

@@ -11,6 +11,7 @@ from trunkline.train.jobs import TaskRuns, run_all
 from trunkline.train.ledger import Needed
 from trunkline.train.prepare import PreparedTask, prepare
 from trunkline.train.spec import CacheDtype, RunRecord, TrainRequest, teachers_of
+from trunkline.train.transfer import with_transfer
 
 
 def check_request(request: TrainRequest, n_layers: int) -> None:
@@ -38,6 +39,21 @@ def check_request(request: TrainRequest, n_layers: int) -> None:
             raise SpecError(f"train: --layers {count} is outside 1..{n_layers} (backbone has {n_layers} layers)")
     _check_teachers(request)
     _check_students(request, n_layers)
+    _check_further_inputs(request)
+
+
+def _check_further_inputs(request: TrainRequest) -> None:
+    """Refuse options that no run would use."""
+    if request.augment < 0:
+        raise SpecError(f"train: --augment {request.augment} is below 0; give how many rows to make of each row")
+    has_students = bool(request.layers and request.student_layers)
+    if (request.transfer is not None or request.augment) and not has_students:
+        raise SpecError(
+            "train: --transfer and --augment give rows to students, and none is asked for; add --layers and "
+            "--students, or leave them out"
+        )
+    if request.init_from is not None and not request.layers:
+        raise SpecError("train: --init-from is where partial fine-tuning starts, and none is asked for; add --layers")
 
 
 def _check_teachers(request: TrainRequest) -> None:
@@ -85,6 +101,7 @@ def train_tasks(bench: Workbench, tasks: Sequence[TaskSpec], request: TrainReque
     Raises:
         SpecError: The request or a task does not fit the backbone.
         DataError: A row is wrong.
+        BundleError: The branch to start in cannot be read, or was trained on another trunk.
         TrainingError: A run failed.
     """
     return train_each(bench, [(task, request) for task in tasks])
@@ -115,11 +132,15 @@ def train_each(
     """
     for task, request in asked:
         check_request(request, bench.backbone.config.n_layers)
+        _check_kind(task, request)
     prepared = [
-        (each, request) for task, request in asked for each in prepare_tasks(bench, [task], selection=request.selection)
+        (with_transfer(each, bench.backbone, request, note=bench.reporter.note), request)
+        for task, request in asked
+        for each in prepare_tasks(bench, [task], selection=request.selection)
     ]
+    runs = [TaskRuns(bench, each, request, needed=needed) for each, request in prepared]
     _tell_about_room(bench, prepared)
-    return run_all([TaskRuns(bench, each, request, needed=needed) for each, request in prepared], deadline=deadline)
+    return run_all(runs, deadline=deadline)
 
 
 def train_task(bench: Workbench, task: TaskSpec, request: TrainRequest) -> list[RunRecord]:
@@ -150,6 +171,14 @@ def _check_length(task: TaskSpec, backbone: Backbone) -> None:
         )
 
 
+def _check_kind(task: TaskSpec, request: TrainRequest) -> None:
+    if request.augment and task.kind == "tagging":
+        raise SpecError(
+            f"task {task.name!r}: --augment {request.augment} is not for tagging, whose tags do not carry over to "
+            "other words; give unlabelled rows with --transfer, or train this task without --augment"
+        )
+
+
 def _tell_about_room(bench: Workbench, asked: Sequence[tuple[PreparedTask, TrainRequest]]) -> None:
     """Say before the first run what the runs that are sure to come will add to the cache."""
     cache, exits, wanted = bench.cache, set[int](), 0
@@ -171,8 +200,13 @@ def _states_wanted(
     for task, request in asked:
         learned = task.fit.rows
         measured = [row for part in (task.selection, task.dev) if part is not None for row in part.rows]
-        for exit_layer in {n_layers - layers for layers in request.layers} | set(request.student_exits or ()):
+        partial = {n_layers - layers for layers in request.layers}
+        # Without --student-exits students read at the exit of the best teacher, known where there is only one.
+        of_students = set(request.student_exits or (partial if len(partial) == 1 else ()))
+        for exit_layer in partial | of_students:
             wanted.setdefault((request.cache_dtype, exit_layer), []).extend(learned)
+            if task.transfer is not None and exit_layer in of_students:
+                wanted[request.cache_dtype, exit_layer].extend(task.transfer.rows)
             wanted.setdefault(("float32", exit_layer), []).extend(measured)
     return [(rows, dtype, exit_layer) for (dtype, exit_layer), rows in wanted.items()]
 

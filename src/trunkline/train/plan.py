@@ -36,7 +36,7 @@ class PlannedTask(Spec, frozen=True, kw_only=True):
     Attributes:
         task: The task's name.
         arm: How it was trained.
-        init: Where a student started.
+        init: Where its layers started.
         pooling: Where its head reads.
         exit_layer: Trunk layers below.
         own_layers: Layers of its own.

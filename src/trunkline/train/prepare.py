@@ -54,6 +54,27 @@ class Split:
             targets=tuple(self.targets[i] for i in kept),
         )
 
+    def joined(self, other: "Split") -> "Split":
+        """Its rows and then those of another split of the same task."""
+        positions = None
+        if self.positions is not None and other.positions is not None:
+            positions = self.positions + other.positions
+        return Split(
+            examples=self.examples + other.examples,
+            rows=self.rows + other.rows,
+            positions=positions,
+            targets=self.targets + other.targets,
+        )
+
+    def digest(self) -> str:
+        """SHA-256 (hex) of its inputs: token ids, types, and for tagging the places of the words."""
+        digest = hashlib.sha256()
+        for i, row in enumerate(self.rows):
+            digest.update(row.key())
+            if self.positions is not None:
+                digest.update(self.positions[i].tobytes())
+        return digest.hexdigest()
+
     def sample(self, n_rows: int | None) -> "Split":
         """A seeded sample in the order of the rows; a larger one contains the smaller ones. None takes all."""
         if n_rows is None or n_rows >= len(self):
@@ -82,6 +103,8 @@ class PreparedTask:
         n_rows: Of all parts together.
         n_truncated: Rows of all parts that were cut to ``max_length``.
         n_unseen_labels: Dev labels that train lacks.
+        transfer: Rows without labels that students learn from besides, by their teacher's answers; no part of
+            `data_digest`, because nothing is measured on them. None without a transfer set.
     """
 
     spec: TaskSpec
@@ -95,6 +118,7 @@ class PreparedTask:
     n_rows: int
     n_truncated: int
     n_unseen_labels: int
+    transfer: Split | None = None
 
     @property
     def n_outputs(self) -> int:
@@ -154,6 +178,17 @@ def prepare(task: TaskSpec, tokenizer: Tokenizer, *, selection: Selection) -> Pr
         n_truncated=sum(row.truncated for part in set(parts.values()) for row in part.rows),
         n_unseen_labels=0 if dev is None else sum(unseen_labels(labels, dev).values()),
     )
+
+
+def encode_unlabelled(task: PreparedTask, tokenizer: Tokenizer, examples: Sequence[Example]) -> Split:
+    """Encode further rows of a prepared task, whose targets are left out of every loss against labels.
+
+    Args:
+        task: The prepared task.
+        tokenizer: The backbone's.
+        examples: Rows without targets.
+    """
+    return _Encoder(task.spec, tokenizer, task.labels, task.score_mean, task.score_std).split(examples)
 
 
 @dataclass(frozen=True, slots=True)

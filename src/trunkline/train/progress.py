@@ -86,5 +86,5 @@ class RunProgress:
 
 def _title(spec: RunSpec) -> str:
     layers = f"exit {spec.exit_layer}, {spec.own_layers} own"
-    start = f" from {spec.init}" if spec.arm == "student" else ""
+    start = f" from {spec.init}" if spec.arm == "student" or spec.init != "backbone" else ""
     return f"{spec.task} {spec.arm}{start} ({layers}) seed {spec.seed}"

@@ -6,7 +6,7 @@ A run that the ledger has is not run again. A run that was killed left no record
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import msgspec
@@ -51,10 +51,13 @@ class Taught:
     Attributes:
         logits: One float32 array a row, as `predict_logits` gives them.
         flops: Operations that were spent on them now; 0 where they were kept.
+        features: What the teacher's head reads, one float32 array a row, each position normalized to length 1 (of
+            several teachers, their mean); None where they were not asked for.
     """
 
     logits: Sequence[np.ndarray]
     flops: float
+    features: Sequence[np.ndarray] | None = None
 
 
 def execute(
@@ -113,9 +116,12 @@ def _run(
     cache_seconds = bench.cache.seconds - cached_before
     n_batches = -(-len(rows) // spec.hyperparameters.batch_size)
     bench.reporter.run_started(spec, n_batches * spec.hyperparameters.epochs)
+    lesson = Lesson(task.spec.kind, rows, lesson_source)
+    if taught is not None:
+        lesson = replace(lesson, teacher=taught.logits, features=taught.features)
     fitted = fit(
         model,
-        Lesson(task.spec.kind, rows, lesson_source, None if taught is None else taught.logits),
+        lesson,
         spec=spec,
         score=selection_score,
         accelerator=bench.accelerator,
@@ -165,7 +171,8 @@ def _begin_head(bench: Workbench, task: PreparedTask, model: Branch | FullModel,
         names = ", ".join(f"head.{name}" for name, _ in model.head.named_parameters())
         bench.reporter.note(f"task {task.spec.name!r}: new head: {names}")
         if task.spec.kind == "multilabel":
-            start_at_frequencies(model.head, rows.targets)
+            # A student may learn from rows without labels, which have no shares.
+            start_at_frequencies(model.head, rows.labelled().targets)
 
 
 def _tell_if_nothing_was_learned(bench: Workbench, record: RunRecord) -> None:
@@ -202,10 +209,16 @@ def planned_flops(task: PreparedTask, spec: RunSpec, sizes: EncoderSizes, *, wit
 def learned_rows(task: PreparedTask, spec: RunSpec) -> Split:
     """The rows that a run takes steps on.
 
-    Rows without a label are a student's alone: without a teacher they would be steps of decay.
+    Rows without a label, and with them the transfer set, are a student's alone: without a teacher they would be steps
+    of decay. Of a transfer set a sample takes the same share as of the fit part.
     """
     sampled = task.fit.sample(spec.fit_rows)
-    return sampled if spec.arm == "student" else sampled.labelled()
+    if spec.arm != "student":
+        return sampled.labelled()
+    if spec.transfer is None or task.transfer is None:
+        return sampled
+    share = len(sampled) / len(task.fit)
+    return sampled.joined(task.transfer.sample(round(share * len(task.transfer))))
 
 
 def draft_branch(bench: Workbench, task: PreparedTask, spec: RunSpec) -> BranchSpec:

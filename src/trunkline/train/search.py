@@ -30,12 +30,13 @@ from trunkline.train.choices import (
     teacher_choices,
 )
 from trunkline.train.halving import finish, open_study, propose, read_choice, report, student_space, teacher_space
-from trunkline.train.jobs import initial_tensors, run_fields
+from trunkline.train.jobs import run_fields
 from trunkline.train.pipeline import prepare_tasks
 from trunkline.train.prepare import PreparedTask, Split
 from trunkline.train.run import Start, Taught, execute, planned_flops
 from trunkline.train.search_spec import SearchReport, SearchRequest, Tried
 from trunkline.train.spec import CacheDtype, Preset, RunRecord, RunSpec
+from trunkline.train.start import initial_tensors
 from trunkline.train.teach import taught_by
 
 RUNG_SHARES = (1 / 16, 1 / 8)
@@ -336,7 +337,6 @@ class TaskSearch:
         before = bench.cache.seconds
         bench.cache.fill(bench.trunk, bench.backbone, new, exits=exits, dtype=kind)
         self.seconds += bench.cache.seconds - before
-        # As if nothing had been cached by an earlier search: what this task costs from nothing.
         self.trunk_flops += max(exits) * layer_flops(self.sizes, [len(row.token_ids) for row in new])
         for exit_layer in exits:
             self._kept[exit_layer, kind].update(wanted)

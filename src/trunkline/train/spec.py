@@ -288,6 +288,9 @@ class TrainRequest(Spec, frozen=True, kw_only=True):
         label_teacher: Whose logits students learn: the best partial fine-tuning, all its seeds together, or the best
             full fine-tuning.
         init_layers: Students start in the best seed with so many tuned layers; None for the best partial one.
+        transfer: File (or Hub name) of rows without labels that students learn from besides.
+        augment: So many more rows without labels are made of each row to learn from, for students.
+        init_from: Folder of a branch that partial fine-tuning starts in; None for the backbone.
         preset: Hyperparameters for each arm.
         selection: Where L, epoch and seed are chosen.
         cache_dtype: Of the activations that runs learn from.
@@ -302,6 +305,9 @@ class TrainRequest(Spec, frozen=True, kw_only=True):
     student_inits: tuple[Literal["backbone", "teacher"], ...] = ("teacher",)
     label_teacher: TeacherKind = "partial"
     init_layers: int | None = None
+    transfer: str | None = None
+    augment: int = 0
+    init_from: str | None = None
     preset: Preset = PRESETS["default"]
     selection: Selection = "train_slice"
     cache_dtype: CacheDtype = "bfloat16"

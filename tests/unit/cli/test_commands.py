@@ -11,11 +11,11 @@ import pytest
 from tests.tiny import write_checkpoint
 from tests.tiny_bundles import backbone_of, put_branch, tree_bytes
 from tests.tiny_cli import Finished, run_cli
-from tests.tiny_tasks import write_task
+from tests.tiny_tasks import rows_of, write_rows, write_task
 from trunkline.bundle.manifest import Manifest
 from trunkline.bundle.store import open_bundle
 from trunkline.train.plan import Plan
-from trunkline.train.spec import RunRecord
+from trunkline.train.spec import Distillation, RunRecord
 
 NAMES = ("topic", "topics", "places")
 
@@ -94,6 +94,23 @@ def test_without_json_train_shows_a_table_of_candidates(project: Project) -> Non
     shown = succeeded(project.train("--layers", "2", "--students", "1"))
     assert "Candidates (points; mean over seeds)" in shown.out
     assert shown.out.count("student") == 3
+
+
+def test_options_of_distillation_reach_the_runs(project: Project, tmp_path: Path) -> None:
+    more = write_rows(tmp_path / "more.jsonl", rows_of("topic", 10, seed=5))
+    old = next(record for record in project.trained.json() if record["spec"]["task"] == "topic")
+    branch = project.folder / "runs" / "runs" / old["run_id"] / "branch"
+    write_checkpoint(tmp_path / "backbone", backbone_of())
+    done = train(
+        tmp_path, project.folder / "topic.yaml", "--layers", "1", "--students", "1", "--json",
+        "--kd-temperature", "4", "--alpha", "0", "--hidden-weight", "0.5",
+        "--transfer", more, "--augment", "1", "--init-from", branch,
+    )  # fmt: skip
+    teacher, student = msgspec.convert(succeeded(done).json(), list[RunRecord])
+    assert (teacher.spec.init, teacher.spec.init_from, teacher.spec.transfer) == ("branch", old["run_id"], None)
+    assert student.spec.distillation == Distillation(kd_temperature=4.0, alpha=0.0, hidden_weight=0.5)
+    assert student.spec.transfer is not None
+    assert "of 10 read and 30 made" in done.err
 
 
 def test_plan_writes_what_it_prints(project: Project) -> None:

@@ -46,6 +46,15 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     "more layers than there are": ((*TRAIN, "--layers", "9"), "--layers 9 is outside 1..4"),
     "a negative seed": ((*TRAIN, "--layers", "2", "--seeds", "-1"), "seed -1 is below 0"),
     "a student that does not fit": ((*TRAIN, "--layers", "2", "--student-exits", "4"), "does not fit into 4 layers"),
+    "a share above one": ((*TRAIN, "--layers", "2", "--alpha", "1.5"), "distillation: alpha 1.5 is outside 0..1"),
+    "a weight below zero": ((*TRAIN, "--layers", "2", "--hidden-weight", "-1"), "hidden_weight is -1.0; give 0 or"),
+    "augmented tags": (
+        ("train", "places.yaml", *TRAIN[2:], "--layers", "2", "--augment", "1"), "--augment 1 is not for tagging",
+    ),
+    "a transfer file that is not there": (
+        (*TRAIN, "--layers", "2", "--transfer", "none.jsonl"), "none.jsonl: there is no such file",
+    ),
+    "a start on another trunk": ((*TRAIN, "--layers", "2", "--init-from", "foreign"), "was trained on trunk"),
     "a tracker nobody knows": ((*TRAIN, "--layers", "2", "--tracker", "tensorbord"), "did you mean 'tensorboard'?"),
     "an out folder that is a file": ((*TRAIN[:5], "file", "--layers", "2"), "ledger file/ledger.jsonl: cannot"),
     "no such task file": (("train", "none.yaml", *TRAIN[2:], "--layers", "2"), "task file 'none.yaml': cannot be read"),

@@ -13,7 +13,7 @@ from pyarrow import parquet
 from trunkline.core.errors import DataError, SpecError
 from trunkline.core.specs import Columns, DataSpec, TaskSpec
 from trunkline.core.types import Example
-from trunkline.data.read import Part, read_inputs, read_part
+from trunkline.data.read import Part, read_inputs, read_part, read_unlabelled
 
 
 def _task(path: Path | str | None, *, part: Part = "train", rows: int | None = None, **changes: Any) -> TaskSpec:
@@ -450,3 +450,39 @@ def test_a_bad_input_is_refused_with_its_line(line: bytes, message: str) -> None
 def test_real_sets_are_read_whole(shared_data: Path, name: str, changes: dict[str, Any], n_rows: int) -> None:
     task = _task(shared_data / name / "dev.jsonl.gz", part="dev", **changes)
     assert len(read_part(task, "dev")) == n_rows
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "expected"),
+    [
+        ("classification", {"text": "play"}, Example("play")),
+        ("classification", {"text": "play", "label": 3.5}, Example("play")),
+        ("multilabel", {"text": "play", "labels": None}, Example("play")),
+        ("regression", {"text": "play", "label": "not a score"}, Example("play")),
+        ("tagging", {"tokens": ["to", "york"]}, Example("to york", word_spans=((0, 2), (3, 7)))),
+        ("tagging", {"tokens": ["to"], "tags": ["B-x", "I-y"]}, Example("to", word_spans=((0, 2),))),
+    ],
+    ids=str,
+)
+def test_unlabelled_rows_are_read_without_a_look_at_their_labels(
+    tmp_path: Path, kind: str, row: object, expected: Example
+) -> None:
+    path = _write(tmp_path, row)
+    assert read_unlabelled(_task(None, kind=kind), str(path)) == [expected]
+
+
+def test_unlabelled_cells_of_a_table_become_words(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("tokens\nto new york\n")
+    (row,) = read_unlabelled(_task(None, kind="tagging"), str(tmp_path / "rows.csv"))
+    assert (row.text, len(row.word_spans or ())) == ("to new york", 3)
+
+
+def test_unlabelled_rows_of_another_input_form_are_refused_with_file_and_line(tmp_path: Path) -> None:
+    path = _write(tmp_path, {"text": "play"})
+    with pytest.raises(DataError, match=r"train.jsonl line 1: has no column 'text_pair'"):
+        read_unlabelled(_task(None, input="pair"), str(path))
+
+
+def test_a_file_without_unlabelled_rows_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"has no rows; at least one is needed"):
+        read_unlabelled(_task(None), str(_write(tmp_path)))

@@ -109,3 +109,20 @@ def test_a_seed_that_was_recorded_again_counts_with_its_last_record() -> None:
     again = run_record(70.0, arm="student", label_teachers=("a",))
     (candidate,) = candidates_of([first, other, again])
     assert candidate.selection_metrics == (70.0,)
+
+
+def test_transfer_sets_compete_for_one_place() -> None:
+    plain = run_record(80.0, arm="student", init="teacher")
+    more = run_record(85.0, arm="student", init="teacher", transfer="a" * 64)
+    worse = run_record(75.0, arm="student", init="teacher", transfer="b" * 64)
+    (candidate,) = candidates_of([plain, more, worse])
+    assert candidate.run_id == more.run_id
+
+
+def test_warm_starts_in_two_branches_are_not_seeds_of_one_candidate() -> None:
+    first = [run_record(points, seed=seed, init="branch", init_from="a") for seed, points in enumerate((80.0, 82.0))]
+    second = [run_record(points, seed=seed, init="branch", init_from="b") for seed, points in enumerate((70.0, 95.0))]
+    (candidate,) = candidates_of([first[0], second[0], second[1], first[1]])
+    assert candidate.selection_metrics == (70.0, 95.0)
+    cold = run_record(99.0)
+    assert {c.init for c in candidates_of([*first, cold])} == {"backbone", "branch"}

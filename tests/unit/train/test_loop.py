@@ -26,8 +26,8 @@ from trunkline.train.loop import (
     TokenSource,
     _optimizer,
     _warm_up_and_decay,
+    at_positions,
     fit,
-    position_logits,
     predict_logits,
     training_batches,
 )
@@ -56,7 +56,9 @@ def branch_of(task: PreparedTask, *, seed: int = 0, backbone: Any = None) -> Bra
     return branch
 
 
-def taught(bench: Workbench, task: PreparedTask, model: nn.Module, spec: RunSpec = SPEC, **options: Any) -> Any:
+def taught(
+    bench: Workbench, task: PreparedTask, model: Branch | FullModel, spec: RunSpec = SPEC, **options: Any
+) -> Any:
     lesson = Lesson(
         task.spec.kind,
         task.fit,
@@ -214,7 +216,7 @@ def test_dropout_acts_in_steps_and_not_in_scores(tmp_path: Path) -> None:
     model, source = branch_of(task), source_of(bench, task.fit, SPEC, dtype="float32")
     modes: list[bool] = []
     answers: list[list[np.ndarray]] = []
-    hook = model.register_forward_pre_hook(lambda module, _args: modes.append(module.training))
+    hook = model.head.register_forward_pre_hook(lambda module, _args: modes.append(module.training))
 
     def score(scored: nn.Module) -> float:
         modes.clear()
@@ -233,7 +235,7 @@ def test_steps_are_taken_in_training_mode_whatever_mode_the_model_came_in(tmp_pa
     bench, task = make_bench(tmp_path), prepared(tmp_path)
     model = branch_of(task).eval()
     modes: list[bool] = []
-    model.register_forward_pre_hook(lambda module, _args: modes.append(module.training))
+    model.head.register_forward_pre_hook(lambda module, _args: modes.append(module.training))
     taught(bench, task, model)
     assert modes == [True] * 8
 
@@ -251,7 +253,7 @@ def test_predicted_logits_do_not_depend_on_their_batch(tmp_path: Path, name: str
     together = predict_logits(model, source, task.fit)
     with torch.inference_mode():
         for i in range(len(task.fit)):
-            alone = position_logits(model.eval()(*source.inputs(np.array([i]))), task.fit, np.array([i]))
+            alone = at_positions(model.eval()(*source.inputs(np.array([i]))), task.fit, np.array([i]))
             np.testing.assert_allclose(together[i], alone.numpy() if name == "places" else alone[0], atol=1e-5)
             assert len(together[i]) == (len(task.fit.targets[i]) if name == "places" else task.n_outputs)
 

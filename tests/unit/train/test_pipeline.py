@@ -26,13 +26,13 @@ from trunkline.model.branch import Branch
 from trunkline.train import run as run_module
 from trunkline.train.bench import Workbench, source_of
 from trunkline.train.candidates import candidates_of
-from trunkline.train.jobs import initial_tensors
 from trunkline.train.loop import predict_logits
 from trunkline.train.pipeline import check_request, train_each, train_task, train_tasks
 from trunkline.train.plan import plan_runs
 from trunkline.train.prepare import prepare
 from trunkline.train.run import Start, build_model
 from trunkline.train.spec import Distillation, Hyperparameters, Preset, RunRecord
+from trunkline.train.start import initial_tensors
 from trunkline.train.teach import taught_by
 
 ONE_EPOCH = msgspec.structs.replace(QUICK, epochs=1)
@@ -197,7 +197,7 @@ def test_students_that_do_not_fit_above_the_teachers_exit_are_told_and_passed_ov
 def test_students_without_a_teacher_are_told_and_passed_over(tmp_path: Path) -> None:
     notebook = Notebook()
     assert [r.spec.arm for r in trained(tmp_path, layers=(), full=True, notebook=notebook)] == ["full"]
-    assert any("no students, whose teacher is partially fine-tuned (--layers)" in note for note in notebook.notes)
+    assert any("no students, which need a partially fine-tuned teacher (--layers)" in note for note in notebook.notes)
 
 
 @pytest.mark.parametrize(
