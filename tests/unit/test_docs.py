@@ -39,8 +39,10 @@ from trunkline.engine.calibrate import Calibrated
 from trunkline.engine.evaluate import Evaluation
 from trunkline.engine.verify import VerifiedTask, VerifyReport
 from trunkline.train.candidates import Candidate
+from trunkline.train.choices import Choice
 from trunkline.train.plan import Plan, PlannedTask
 from trunkline.train.reproduction import Cell, Cost, Reproduction, Row, StudiedTask, TradeOff
+from trunkline.train.search_spec import SearchReport, SearchRequest, Tried
 from trunkline.train.spec import (
     PRESETS,
     Distillation,
@@ -64,6 +66,7 @@ PAGES_OF_SPECS: dict[type, tuple[str, str]] = {
     Columns: ("reference/task-file.md", "Keys of `columns`"),
     **{spec: ("reference/training.md", spec.__name__) for spec in (TrainRequest, Hyperparameters, Distillation)},
     **{spec: ("reference/runs.md", spec.__name__) for spec in (RunSpec, RunRecord, EpochPoint, Candidate)},
+    **{spec: ("reference/search.md", spec.__name__) for spec in (SearchRequest, SearchReport, Tried, Choice)},
     **{spec: ("reference/plan.md", spec.__name__) for spec in (Plan, PlannedTask)},
     **{
         spec: ("reference/reproduction.md", spec.__name__)

@@ -37,14 +37,15 @@ class BestHalf(BasePruner):
     """
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
-        """Whether a trial is among the worse half at its last step; a tie goes to the one proposed first."""
-        step = trial.last_step
-        if step is None:
-            return False
-        rivals = [each for each in study.get_trials(deepcopy=False) if step in each.intermediate_values]
-        order = sorted(rivals, key=lambda each: (-each.intermediate_values[step], each.number))
-        kept = order[: max(1, len(order) // 2)]
-        return trial.number not in {each.number for each in kept}
+        """Whether a trial is among the worse half at its last step."""
+        return trial.last_step is not None and trial.number not in better_half(study, trial.last_step)
+
+
+def better_half(study: Study, n_rows: int) -> set[int]:
+    """Numbers of the better half of all trials that were measured with so many rows; a tie goes to the earlier one."""
+    rivals = [each for each in study.get_trials(deepcopy=False) if n_rows in each.intermediate_values]
+    order = sorted(rivals, key=lambda each: (-each.intermediate_values[n_rows], each.number))
+    return {each.number for each in order[: max(1, len(order) // 2)]}
 
 
 def teacher_space(n_layers: int, poolings: tuple[Pooling, ...]) -> dict[str, BaseDistribution]:

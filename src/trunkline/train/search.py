@@ -19,7 +19,6 @@ from trunkline.bundle.store import read_branch
 from trunkline.core.specs import TaskSpec, spec_digest
 from trunkline.model.cost import branch_flops, folds, layer_flops, sizes_of
 from trunkline.train.bench import Workbench
-from trunkline.train.cache import row_key
 from trunkline.train.choices import (
     Choice,
     Stage,
@@ -29,13 +28,23 @@ from trunkline.train.choices import (
     student_grid,
     teacher_choices,
 )
-from trunkline.train.halving import finish, open_study, propose, read_choice, report, student_space, teacher_space
+from trunkline.train.halving import (
+    better_half,
+    finish,
+    open_study,
+    propose,
+    read_choice,
+    report,
+    student_space,
+    teacher_space,
+)
 from trunkline.train.jobs import run_fields
 from trunkline.train.pipeline import prepare_tasks
 from trunkline.train.prepare import PreparedTask, Split
+from trunkline.train.spending import TrunkAccount, full_flops
 from trunkline.train.run import Start, Taught, execute, planned_flops
 from trunkline.train.search_spec import SearchReport, SearchRequest, Tried
-from trunkline.train.spec import CacheDtype, Preset, RunRecord, RunSpec
+from trunkline.train.spec import RunRecord, RunSpec
 from trunkline.train.start import initial_tensors
 from trunkline.train.teach import taught_by
 
@@ -44,19 +53,6 @@ NOISE_SHARE = 0.5
 """Of the standard error of a share on the selection rows: what is closer than this to the best counts as equal."""
 RUNG_ROWS = (256, 512)
 """A rung learns from this share of the rows, and from no fewer than so many."""
-
-
-def full_flops(bench: Workbench, task: PreparedTask, preset: Preset) -> float:
-    """What one full fine-tuning of a task costs, its measurements included."""
-    n_layers = bench.backbone.config.n_layers
-    spec = RunSpec(
-        **run_fields(bench, task, seed=0, pooling=task.spec.pooling),
-        arm="full",
-        exit_layer=0,
-        own_layers=n_layers,
-        hyperparameters=preset.full,
-    )
-    return planned_flops(task, spec, sizes_of(bench.backbone.config))
 
 
 class TaskSearch:
@@ -75,11 +71,10 @@ class TaskSearch:
         self.sizes = sizes_of(bench.backbone.config)
         self.n_layers = self.sizes.n_layers
         self.full_flops = full_flops(bench, task, request.preset)
-        self.trunk_flops = 0.0
+        self.trunk = TrunkAccount(bench)
         self.tried: list[Tried] = []
         self.not_tried: list[Choice] = []
         self.seconds = 0.0
-        self._kept: dict[tuple[int, CacheDtype], set[bytes]] = {}
 
     def run(self) -> SearchReport:
         """Search, from nothing to the final teacher and student.
@@ -111,8 +106,8 @@ class TaskSearch:
             budget=request.budget,
             full_flops=self.full_flops,
             spent_flops=self._spent(),
-            trunk_flops=self.trunk_flops,
-            seconds=self.seconds,
+            trunk_flops=self.trunk.flops,
+            seconds=self.seconds + self.trunk.seconds,
             tried=tuple(self.tried),
             not_tried=tuple(self.not_tried),
             teacher=teacher[0],
@@ -132,7 +127,7 @@ class TaskSearch:
         return self._execute_all([self._spec(report.winner, None, seed, teacher)], teacher)[0]
 
     def _spent(self) -> float:
-        return self.trunk_flops + sum(tried.flops for tried in self.tried)
+        return self.trunk.flops + sum(tried.flops for tried in self.tried)
 
     def _worth(self, stage: Stage, choice: Choice, points: float) -> float:
         """What is served pays for its layers; a teacher that only teaches does not."""
@@ -225,8 +220,9 @@ class TaskSearch:
         taught: RunRecord | None,
     ) -> list[tuple[Trial | None, Choice]]:
         """Run every trial on so many rows; keep the better half, and at the last rung as many as are trained out."""
-        self._fill(self.task.fit.sample(n_rows), exits := sorted({choice.exit_layer for _, choice in trials}))
-        self._fill(self.task.selection, exits, dtype="float32")
+        exits = sorted({choice.exit_layer for _, choice in trials})
+        self.trunk.fill(self.task.fit.sample(n_rows), exits, dtype=self.request.cache_dtype)
+        self.trunk.fill(self.task.selection, exits, dtype="float32")
         specs = [self._spec(choice, n_rows, self.request.seeds[0], taught) for _, choice in trials]
         records = self._execute_all(specs, taught)
         worth = [
@@ -238,7 +234,11 @@ class TaskSearch:
             if trial is not None:
                 report(trial, points, n_rows=n_rows)
         last = n_rows == self._rungs()[-1]
-        stays = {i for i, (trial, _) in enumerate(trials) if trial is None or not trial.should_prune()}
+        stays = {
+            i
+            for i, (trial, _) in enumerate(trials)
+            if trial is None or trial.number in better_half(trial.study, n_rows)
+        }
         if last or len(stays) < n_final:
             stays = set(self._first_of_the_best(worth, n_final))
         for i, ((trial, choice), record) in enumerate(zip(trials, records, strict=True)):
@@ -266,10 +266,10 @@ class TaskSearch:
     # ------------------------------------------------------------------------------------------ runs
 
     def _final(self, choice: Choice, taught: RunRecord | None) -> list[RunRecord]:
-        self._fill(self.task.fit, [choice.exit_layer])
+        self.trunk.fill(self.task.fit, [choice.exit_layer], dtype=self.request.cache_dtype)
         for part in (self.task.selection, self.task.dev):
             if part is not None:
-                self._fill(part, [choice.exit_layer], dtype="float32")
+                self.trunk.fill(part, [choice.exit_layer], dtype="float32")
         specs = [self._spec(choice, None, seed, taught) for seed in self.request.seeds]
         records = self._execute_all(specs, taught)
         for record in records:
@@ -323,23 +323,6 @@ class TaskSearch:
             init=choice.init,
             init_from=taught.run_id if taught is not None and choice.init == "teacher" else None,
         )
-
-    def _fill(self, rows: Split, exits: Sequence[int], *, dtype: CacheDtype | None = None) -> None:
-        """Have the states of rows at several exits, in one pass up the trunk; what does not fit is left to the runs."""
-        bench, kind = self.bench, dtype or self.request.cache_dtype
-        wanted = {row_key(row): row for row in rows.rows}
-        for exit_layer in exits:
-            self._kept.setdefault((exit_layer, kind), set())
-        new = [row for key, row in wanted.items() if any(key not in self._kept[e, kind] for e in exits)]
-        n_bytes = sum(bench.cache.missing_bytes(bench.backbone, new, exit_layer=e, dtype=kind) for e in exits)
-        if n_bytes > bench.cache.room_bytes():
-            return
-        before = bench.cache.seconds
-        bench.cache.fill(bench.trunk, bench.backbone, new, exits=exits, dtype=kind)
-        self.seconds += bench.cache.seconds - before
-        self.trunk_flops += max(exits) * layer_flops(self.sizes, [len(row.token_ids) for row in new])
-        for exit_layer in exits:
-            self._kept[exit_layer, kind].update(wanted)
 
     def _cost(self, choice: Choice, n_rows: int | None) -> float:
         """Of one run, its teacher's answers included."""
