@@ -38,7 +38,10 @@ from trunkline.engine.calibrate import Calibrated
 from trunkline.engine.evaluate import Evaluation
 from trunkline.engine.verify import VerifiedTask, VerifyReport
 from trunkline.train.candidates import Candidate
-from trunkline.train.plan import Plan, PlannedTask
+from trunkline.train.contest import FrontPoint, FrontTask, PlanRequest
+from trunkline.train.pareto import Pareto
+from trunkline.train.plan import Kept, Plan, PlannedTask
+from trunkline.train.price import Budget, CostTable
 from trunkline.train.spec import (
     PRESETS,
     Distillation,
@@ -56,13 +59,14 @@ RUN_PAGES = [
 ]
 GROUP = typer.main.get_command(app)
 COMMANDS: Mapping[str, click.Command] = commands_of(GROUP)
+PLAN_SPECS = (Plan, PlannedTask, Kept, PlanRequest, Budget, CostTable, Pareto, FrontPoint, FrontTask)
 PAGES_OF_SPECS: dict[type, tuple[str, str]] = {
     TaskSpec: ("reference/task-file.md", "Keys"),
     DataSpec: ("reference/task-file.md", "Keys of `data`"),
     Columns: ("reference/task-file.md", "Keys of `columns`"),
     **{spec: ("reference/training.md", spec.__name__) for spec in (TrainRequest, Hyperparameters, Distillation)},
     **{spec: ("reference/runs.md", spec.__name__) for spec in (RunSpec, RunRecord, EpochPoint, Candidate)},
-    **{spec: ("reference/plan.md", spec.__name__) for spec in (Plan, PlannedTask)},
+    **{spec: ("reference/plan.md", spec.__name__) for spec in PLAN_SPECS},
     **{
         spec: ("reference/bundle-format.md", spec.__name__)
         for spec in (Manifest, TrunkEntry, TaskEntry, BranchSpec, Calibration, Provenance, Golden)
