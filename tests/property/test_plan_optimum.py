@@ -1,6 +1,7 @@
 """The optimum for a budget and the front are what trying every combination gives."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import product
 from typing import TypeAlias
 
@@ -15,7 +16,7 @@ from tests.tiny_records import run_record
 from trunkline.core.errors import SpecError
 from trunkline.model.cost import branch_flops, layer_flops
 from trunkline.train.candidates import Candidate, candidates_of
-from trunkline.train.contest import Contest, PlanRequest, contest_of
+from trunkline.train.contest import Contest, KeptBranch, PlanRequest, contest_of
 from trunkline.train.optimum import Choice, pareto_front
 from trunkline.train.pareto import pareto_of
 from trunkline.train.plan import Plan, plan_contest
@@ -167,6 +168,28 @@ def test_weights_are_those_of_the_mean(described: Described, weights: list[int],
     best = max(sum(of_task[t] * c.selection_mean for t, c in chosen.items()) for chosen in affordable)
     plan = optimum(what, "layers", budget, weights=of_task)
     assert plan.mean_points == pytest.approx(best / sum(of_task.values()))
+
+
+@pytest.mark.parametrize("unit", UNITS)
+@given(described=instances, data=st.data())
+def test_beside_kept_branches_the_optimum_is_the_best_of_what_is_left(
+    unit: Unit, described: Described, data: st.DataObject
+) -> None:
+    whole = contest(described)
+    stay = data.draw(st.sets(st.sampled_from(sorted(whole.options)), max_size=len(whole.options) - 1))
+    kept = {task: data.draw(st.sampled_from(whole.options[task])) for task in sorted(stay)}
+    possible = [c for c in every_choice(whole) if all(c[task] == kept[task] for task in kept)]
+    budget = data.draw(st.sampled_from([cost(unit, c) for c in possible]))
+    best = min((-tenths(c), cost(unit, c)) for c in possible if cost(unit, c) <= budget)
+    branches = {
+        task: KeptBranch(c.exit_layer, c.own_layers, c.folded, c.selection_mean, c.run_id, c.mean_tokens)
+        for task, c in kept.items()
+    }
+    options = {task: each for task, each in whole.options.items() if task not in kept}
+    plan = optimum(replace(whole, options=options, kept=branches), unit, budget)
+    chosen = {t.task: next(c for c in options[t.task] if c.run_id == t.run_id) for t in plan.tasks}
+    assert (-tenths(chosen | kept), cost(unit, chosen | kept)) == best
+    assert plan.layer_cost == cost("layers", chosen | kept)
 
 
 @given(described=instances)

@@ -9,7 +9,7 @@ from statistics import fmean
 import msgspec
 
 from trunkline.core.errors import SpecError, UnknownNameError, nearest_hint
-from trunkline.core.specs import Spec
+from trunkline.core.specs import LONGEST, Spec
 from trunkline.model.cost import EncoderSizes
 from trunkline.train.candidates import Candidate, candidates_of, competing
 from trunkline.train.ledger import Ledger
@@ -60,8 +60,8 @@ class PlanRequest(Spec, frozen=True, kw_only=True):
             )
         if self.budget is not None and self.budget.unit == "ms" and self.cost_table is None:
             raise SpecError("plan: a budget in ms needs measured costs; give a cost table (--cost-table FILE)")
-        if self.tokens is not None and not 0 < self.tokens < math.inf:
-            raise SpecError(f"plan: tokens is {self.tokens}; give the length of a row, above 0")
+        if self.tokens is not None and not 0 < self.tokens <= LONGEST:
+            raise SpecError(f"plan: tokens is {self.tokens}; give the length of a row, above 0 and up to {LONGEST}")
         for task, floor in self.floors.items():
             if not math.isfinite(floor):
                 raise SpecError(f"plan: the floor of task {task!r} is {floor}; give points, for example 80")

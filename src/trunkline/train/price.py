@@ -20,6 +20,7 @@ Unit: TypeAlias = Literal["layers", "flops", "ms"]
 STEPS_OF_UNIT: dict[Unit, int] = {"layers": 1, "flops": 1, "ms": 1_000_000}
 """How many of the smallest steps make one unit."""
 
+LONGEST_MS = 1_000_000  # Sums of many such costs in nanoseconds still fit 64 bits.
 _FACTORS = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 _BUDGET = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:(layers?)|([KMGT]?)FLOPs?|(ms))\s*", re.IGNORECASE)
 
@@ -97,8 +98,8 @@ class CostTable(Spec, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         """Refuse costs that are no times."""
         for name in ("trunk_layer_ms", "own_layer_ms", "folded_layer_ms", "branch_ms", "request_ms"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise SpecError(f"cost table: {name} is {getattr(self, name)}; give milliseconds, 0 or more")
+            if not 0 <= getattr(self, name) <= LONGEST_MS:
+                raise SpecError(f"cost table: {name} is {getattr(self, name)}; give milliseconds, 0 to {LONGEST_MS}")
 
 
 @dataclass(frozen=True, slots=True)

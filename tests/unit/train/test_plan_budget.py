@@ -132,6 +132,7 @@ def test_an_unknown_task_is_named(field: str) -> None:
         ({"min_gain": 1.0, "budget": parse_budget("1layer")}, "give exactly one of them"),
         ({"budget": parse_budget("1ms")}, "needs measured costs"),
         ({"min_gain": 1.0, "tokens": 0.0}, "tokens is 0.0"),
+        ({"min_gain": 1.0, "tokens": 1e9}, "above 0 and up to 8192"),
         ({"min_gain": 1.0, "floors": {"a": float("nan")}}, "the floor of task 'a' is nan"),
         ({"min_gain": 1.0, "weights": {"a": 0.0}}, "the weight of task 'a' is 0.0"),
     ],

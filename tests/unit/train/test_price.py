@@ -119,6 +119,7 @@ def test_a_cost_table_is_read_from_json(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ('{"trunk_layer_ms": -1, "own_layer_ms": 2, "folded_layer_ms": 0.5}', "trunk_layer_ms is -1.0; give millisec"),
+        ('{"trunk_layer_ms": 1, "own_layer_ms": 1e300, "folded_layer_ms": 0.5}', r"own_layer_ms is 1e\+300"),
         ('{"trunk_layer_ms": 1, "own_layer_ms": 2}', "key 'folded_layer_ms' is missing"),
         ("not json", "not valid JSON"),
     ],
