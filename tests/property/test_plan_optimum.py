@@ -28,7 +28,7 @@ Described: TypeAlias = dict[str, list[tuple[int, int, int, str]]]
 TABLE = CostTable(trunk_layer_ms=0.9, own_layer_ms=1.0, folded_layer_ms=0.07, branch_ms=0.02, request_ms=0.5)
 UNITS: tuple[Unit, ...] = ("layers", "flops", "ms")
 TAGGING = "c"
-# Few different values, so that ties are frequent.
+# Few different values, so that ties are frequent. Places are unique: a run that is recorded again replaces the former.
 options = st.tuples(
     st.integers(0, 30).map(lambda n: 10 * n + 500),
     st.integers(0, 4),
@@ -36,7 +36,10 @@ options = st.tuples(
     st.sampled_from(["cls", "mean"]),
 )
 instances: st.SearchStrategy[Described] = st.dictionaries(
-    st.sampled_from(["a", "b", TAGGING, "d"]), st.lists(options, min_size=1, max_size=5), min_size=1, max_size=4
+    st.sampled_from(["a", "b", TAGGING, "d"]),
+    st.lists(options, min_size=1, max_size=5, unique_by=lambda o: o[1:]),
+    min_size=1,
+    max_size=4,
 )
 
 

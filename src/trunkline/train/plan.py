@@ -292,8 +292,9 @@ def _explained(task: str, chosen: Mapping[str, Candidate], contest: Contest, pri
 
     def step(other: Candidate) -> str:
         saved, gained = cost(mine) - cost(other), other.selection_mean - mine.selection_mean
-        amount = cost_text(abs(saved), prices.unit)
-        return f"{place_text(other)} {'saves' if saved >= 0 else 'adds'} {amount} and gives {gained:+.2f} points"
+        pooling = "" if other.pooling == mine.pooling else f" ({other.pooling})"
+        change = f"{'saves' if saved >= 0 else 'adds'} {cost_text(abs(saved), prices.unit)}"
+        return f"{place_text(other)}{pooling} {change} and gives {gained:+.2f} points"
 
     others = contest.options[task]
     cheaper = [c for c in others if cost(c) < cost(mine)]

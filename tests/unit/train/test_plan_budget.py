@@ -55,6 +55,12 @@ def test_a_reason_names_the_best_that_is_cheaper_and_the_cheapest_that_is_better
     )
 
 
+def test_a_reason_names_another_pooling() -> None:
+    records = [run_record(80.0, pooling="cls"), run_record(81.0, pooling="mean")]
+    (chosen,) = plan_contest(contest(*records), request("1GFLOP")).tasks
+    assert chosen.reason.startswith("2 layers from exit 2 with 81.0; cheaper: 2 layers from exit 2 (cls) saves ")
+
+
 def test_a_reason_says_where_nothing_is_better() -> None:
     reasons = [task.reason for task in plan_contest(contest(), request("99layers")).tasks]
     assert all(reason.endswith("; nothing is better") for reason in reasons)
