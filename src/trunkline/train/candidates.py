@@ -103,6 +103,12 @@ def candidates_of(records: Sequence[RunRecord]) -> list[Candidate]:
     return sorted(best.values(), key=lambda c: (c.task, c.own_layers, c.exit_layer, c.arm, c.init))
 
 
+def comparable(records: Sequence[RunRecord]) -> list[RunRecord]:
+    """Of each task the runs on the same labels, rows and selection as the one that was asked for last."""
+    latest = {record.spec.task: record.spec.variant for record in records}
+    return [record for record in records if record.spec.variant == latest[record.spec.task]]
+
+
 def best_partial(candidates: Sequence[Candidate]) -> Candidate:
     """The teacher (paper section 3.1): best mean metric on the selection rows, ties to the fewest layers.
 

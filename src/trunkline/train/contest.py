@@ -11,7 +11,7 @@ import msgspec
 from trunkline.core.errors import SpecError, UnknownNameError, nearest_hint
 from trunkline.core.specs import LONGEST, Spec
 from trunkline.model.cost import EncoderSizes
-from trunkline.train.candidates import Candidate, candidates_of, competing
+from trunkline.train.candidates import Candidate, candidates_of, comparable, competing
 from trunkline.train.ledger import Ledger
 from trunkline.train.optimum import Choice, pareto_front
 from trunkline.train.price import (
@@ -25,7 +25,6 @@ from trunkline.train.price import (
     flop_prices,
     ms_prices,
 )
-from trunkline.train.spec import RunRecord
 
 _POINT = 1_000_000  # Points are compared in millionths, as whole numbers.
 
@@ -198,7 +197,7 @@ def read_contest(runs: Path, tasks: Sequence[str] | None = None) -> Contest:
         if task not in known:
             raise UnknownNameError(f"plan: task {task!r} is not in {ledger.path}; {nearest_hint(task, known)}")
     asked = [record for record in records if tasks is None or record.spec.task in tasks]
-    records = _comparable(asked)
+    records = comparable(asked)
     used = {record.spec.backbone_digest for record in records}
     if not records:
         raise SpecError(f"plan: {ledger.path} has no runs; run `trunkline train` first")
@@ -212,11 +211,6 @@ def read_contest(runs: Path, tasks: Sequence[str] | None = None) -> Contest:
         branch_folders={c.run_id: str(ledger.branch_folder(c.run_id).resolve()) for c in candidates},
     )
     return replace(contest, n_runs_left_out=len(asked) - len(records))
-
-
-def _comparable(records: Sequence[RunRecord]) -> list[RunRecord]:
-    latest = {record.spec.task: record.spec.variant for record in records}
-    return [record for record in records if record.spec.variant == latest[record.spec.task]]
 
 
 def meeting_floors(contest: Contest, request: PlanRequest) -> Contest:
