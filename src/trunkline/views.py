@@ -14,7 +14,10 @@ from trunkline.bundle.manifest import Manifest, TaskEntry, deepest_exit, layer_c
 from trunkline.core.types import LabelPrediction, LabelsPrediction, Prediction, ScorePrediction
 from trunkline.train.cache_room import StoreFacts
 from trunkline.train.candidates import Candidate
+from trunkline.train.contest import FrontPoint, FrontTask
+from trunkline.train.pareto import Pareto
 from trunkline.train.plan import Plan, PlannedTask
+from trunkline.train.price import Unit, cost_text
 from trunkline.train.search_spec import SearchReport
 
 if TYPE_CHECKING:
@@ -64,7 +67,8 @@ def candidate_table(candidates: Sequence[Candidate]) -> Table:
 
 def plan_table(plan: Plan) -> RenderableType:
     """The chosen candidate of each task, why, and what all of them cost together."""
-    table = Table(title=f"Plan, at least {plan.min_gain:g} points an added layer", title_justify="left", box=None)
+    way = f"at least {plan.min_gain:g} points an added layer" if plan.budget is None else f"at most {plan.budget.text}"
+    table = Table(title=f"Plan, {way}", title_justify="left", box=None)
     for heading in ("task", "arm", "exit", "own", "pooling", "metric", "selection", "dev"):
         table.add_column(heading)
     for task in plan.tasks:
@@ -77,9 +81,53 @@ def plan_table(plan: Plan) -> RenderableType:
         f"trunk {plan.trunk_depth} + branches {plan.layer_cost - plan.trunk_depth} = {plan.layer_cost} layers; "
         f"{plan.single_task_layers} for single models ({plan.layer_cost / plan.single_task_layers:.0%})"
     )
+    flops = f"{cost_text(round(plan.flops), 'flops')} for a row of {plan.tokens:.0f} tokens ({plan.flops_share:.0%})"
+    ms = "" if plan.ms is None else f"; {plan.ms:.4g} ms"
+    mean = f"; mean {plan.mean_points:.2f} points"
     left_out = f"{plan.n_runs_left_out} runs on other rows, labels or selection were left out"
     notes = [Text(left_out, style="dim")] if plan.n_runs_left_out else []
-    return Group(table, *reasons, *notes, Text(cost, style="bold"))
+    if plan.kept is not None:
+        stay = f"bundle {plan.kept.bundle}: {', '.join(plan.kept.tasks) or 'no other task'} stay; {plan.kept.all_again}"
+        notes.append(Text(stay, overflow="fold"))
+    return Group(table, *reasons, *notes, Text(cost, style="bold"), Text(flops + ms + mean, style="bold"))
+
+
+def front_table(pareto: Pareto, unit: Unit) -> RenderableType:
+    """Plans that no other beats, by rising cost in one unit: what each reaches, costs, and changes."""
+    title = f"Plans that no other beats in points and {unit} (* chosen; 2@4: 2 own layers from exit 4)"
+    table = Table(box=None, pad_edge=False)
+    table.add_column("")
+    for heading in ("points", "trunk", "own", "layers", "FLOPs", "ms"):
+        table.add_column(heading, justify="right")
+    table.add_column("changed", overflow="fold")
+    before: FrontPoint | None = None
+    for point in pareto.front(unit):
+        _add_plan(table, point, _changes(before, point), chosen=point.tasks == pareto.chosen.tasks)
+        before = point
+    if all(point.tasks != pareto.chosen.tasks for point in pareto.front(unit)):
+        _add_plan(table, pareto.chosen, "not on this front", chosen=True)
+    return Group(Text(title, style="italic"), table)  # A table's own title would be folded at its width.
+
+
+def _add_plan(table: Table, point: FrontPoint, changes: str, *, chosen: bool) -> None:
+    table.add_row(
+        "*" if chosen else "", f"{point.mean_points:.2f}", str(point.trunk_depth),
+        str(point.layer_cost - point.trunk_depth), str(point.layer_cost), f"{point.flops_share:.1%}",
+        "-" if point.ms is None else f"{point.ms:.4g}", Text(changes), style="bold" if chosen else "",
+    )  # fmt: skip
+
+
+def _changes(before: FrontPoint | None, point: FrontPoint) -> str:
+    former = {} if before is None else {task.task: task for task in before.tasks}
+    return ", ".join(
+        f"{t.task} {_place(former[t.task])} → {_place(t)}" if former else f"{t.task} {_place(t)}"
+        for t in point.tasks
+        if not former or t.run_id != former[t.task].run_id
+    )
+
+
+def _place(task: FrontTask) -> str:
+    return f"{task.own_layers}@{task.exit_layer}"
 
 
 def answer_table(text: str, answers: Mapping[str, Prediction]) -> RenderableType:

@@ -32,6 +32,8 @@ def candidate(task: str, arm: Any, exit_layer: int, own_layers: int, points: flo
         pooling="cls",
         init="teacher" if arm == "student" else "backbone",
         metric="accuracy",
+        sizes=EncoderSizes(n_layers=12, width=768, n_heads=12, ffn_width=3072),
+        mean_tokens=32.0,
         seeds=(0,),
         selection_metrics=(points,),
         dev_metrics=(points,),

@@ -6,11 +6,15 @@ from typing import Any
 
 import pytest
 
+from trunkline.model.cost import EncoderSizes
 from trunkline.train.candidates import Candidate, best_partial
-from trunkline.train.plan import choose_by_gain, make_plan
+from trunkline.train.contest import PlanRequest, contest_of
+from trunkline.train.plan import choose_by_gain, make_plan, plan_contest
+from trunkline.train.price import Budget
 
 PAPER: dict[str, Any] = json.loads((Path(__file__).parent / "paper_tables.json").read_text("utf-8"))
 N_LAYERS = 12
+BERT_BASE = EncoderSizes(n_layers=N_LAYERS, width=768, n_heads=12, ffn_width=3072)
 CELLS = [(task, c) for task in PAPER["tasks"] for c in PAPER["mixed"]]
 
 
@@ -29,6 +33,8 @@ def candidate(task: str, own_layers: int, points: float, *, exit_layer: int, arm
         seconds=1.0,
         run_id=f"{task}-{exit_layer}-{own_layers}",
         branch_digest="d" * 64,
+        sizes=BERT_BASE,
+        mean_tokens=32.0,
     )
 
 
@@ -72,6 +78,20 @@ def test_the_plan_costs_what_table_5_prints(c: str, own_layers: int, total: int)
     assert sum(task.own_layers for task in plan.tasks) == own_layers
     assert plan.layer_cost == total == PAPER["mixed"][c]["overhead_layers"]
     assert plan.single_task_layers == 96
+
+
+@pytest.mark.parametrize("c", PAPER["mixed"])
+def test_no_plan_that_costs_as_many_layers_is_better_than_the_papers(c: str) -> None:
+    candidates = [one for task in PAPER["tasks"] for one in candidates_of_table_2(task)]
+    printed = PAPER["mixed"][c]
+    contest = contest_of(candidates, backbone="b", n_layers=N_LAYERS, branch_folders={o.run_id: "" for o in candidates})
+    budget = Budget(amount=printed["overhead_layers"], unit="layers")
+    plan = plan_contest(contest, PlanRequest(budget=budget))
+    mean = sum(printed["dev"].values()) / len(printed["dev"])
+    assert plan.mean_points == pytest.approx(mean)
+    assert {t.task: [t.exit_layer, t.own_layers] for t in plan.tasks} == {
+        task.lower(): place for task, place in printed["frozen_and_own_layers"].items()
+    }
 
 
 def test_the_best_of_table_1_with_ties_to_the_fewest_layers_are_the_papers_teachers() -> None:

@@ -40,7 +40,10 @@ from trunkline.engine.evaluate import Evaluation
 from trunkline.engine.verify import VerifiedTask, VerifyReport
 from trunkline.train.candidates import Candidate
 from trunkline.train.choices import Choice
-from trunkline.train.plan import Plan, PlannedTask
+from trunkline.train.contest import FrontPoint, FrontTask, PlanRequest
+from trunkline.train.pareto import Pareto
+from trunkline.train.plan import Kept, Plan, PlannedTask
+from trunkline.train.price import Budget, CostTable
 from trunkline.train.reproduction import Cell, Cost, Reproduction, Row, StudiedTask, TradeOff
 from trunkline.train.search_spec import SearchReport, SearchRequest, Tried
 from trunkline.train.spec import (
@@ -60,6 +63,7 @@ RUN_PAGES = [
 ]
 GROUP = typer.main.get_command(app)
 COMMANDS: Mapping[str, click.Command] = commands_of(GROUP)
+PLAN_SPECS = (Plan, PlannedTask, Kept, PlanRequest, Budget, CostTable, Pareto, FrontPoint, FrontTask)
 PAGES_OF_SPECS: dict[type, tuple[str, str]] = {
     TaskSpec: ("reference/task-file.md", "Keys"),
     DataSpec: ("reference/task-file.md", "Keys of `data`"),
@@ -67,7 +71,7 @@ PAGES_OF_SPECS: dict[type, tuple[str, str]] = {
     **{spec: ("reference/training.md", spec.__name__) for spec in (TrainRequest, Hyperparameters, Distillation)},
     **{spec: ("reference/runs.md", spec.__name__) for spec in (RunSpec, RunRecord, EpochPoint, Candidate)},
     **{spec: ("reference/search.md", spec.__name__) for spec in (SearchRequest, SearchReport, Tried, Choice)},
-    **{spec: ("reference/plan.md", spec.__name__) for spec in (Plan, PlannedTask)},
+    **{spec: ("reference/plan.md", spec.__name__) for spec in PLAN_SPECS},
     **{
         spec: ("reference/reproduction.md", spec.__name__)
         for spec in (Reproduction, StudiedTask, Row, Cell, Cost, TradeOff)

@@ -16,7 +16,13 @@ MODULES = {".".join(path.relative_to(ROOT / "src").with_suffix("").parts).remove
 MAX_FUNCTION_LINES = 70
 HEAVY = {"torch", "transformers", "sklearn", "scipy", "datasets", "pyarrow"}
 LIGHT_MODULES = sorted(
-    m for m in MODULES if re.match(r"trunkline\.(core|data|cli$|cli\.main|bundle\.(manifest|store))", m)
+    m
+    for m in MODULES
+    if re.match(
+        r"trunkline\.(core|data|views|cli$|cli\.(main|plan)|bundle\.(manifest|store)|"
+        r"train\.(candidates|contest|keep|optimum|pareto|plan|price))",
+        m,
+    )
 )
 
 

@@ -16,7 +16,10 @@ from trunkline.core.specs import Calibration
 from trunkline.core.types import LabelPrediction, LabelsPrediction, ScorePrediction, Span, SpansPrediction
 from trunkline.engine.calibrate import Calibrated
 from trunkline.train.candidates import candidates_of
-from trunkline.train.plan import make_plan
+from trunkline.train.contest import PlanRequest, contest_of
+from trunkline.train.pareto import pareto_of
+from trunkline.train.plan import make_plan, plan_contest
+from trunkline.train.price import Budget
 from trunkline.views import (
     answer_table,
     answer_text,
@@ -24,6 +27,7 @@ from trunkline.views import (
     calibration_table,
     candidate_table,
     cost_table,
+    front_table,
     plan_table,
 )
 
@@ -162,6 +166,34 @@ def test_a_plan_says_why_and_what_it_costs() -> None:
     shown = drawn(plan_table(make_plan(candidates, min_gain=2.0, backbone="b", n_layers=4, branch_folders=folders)))
     assert "mood: start at 2 layers with 80.0; 3 layers 85.0 (+5.00 a layer): accepted" in shown
     assert "trunk 1 + branches 3 = 4 layers; 4 for single models (100%)" in shown
+
+
+def test_a_plan_for_a_budget_says_so_and_a_front_marks_it() -> None:
+    candidates = candidates_of([
+        run_record(points, task=task, exit_layer=1, own_layers=n)
+        for task in ("mood", "topic") for n, points in ((1, 80.0), (2, 81.0), (3, 85.0))
+    ])  # fmt: skip
+    contest = contest_of(candidates, backbone="b", n_layers=4, branch_folders={c.run_id: "" for c in candidates})
+    request = PlanRequest(budget=Budget(amount=5, unit="layers"))
+    plan = plan_contest(contest, request)
+    shown = drawn(plan_table(plan))
+    assert "Plan, at most 5 layers" in shown
+    assert re.search(r"FLOP for a row of 10 tokens \(\d+%\); mean 82.50 points", shown)
+    rows = drawn(front_table(pareto_of(contest, request, plan), "layers")).splitlines()[2:]
+    assert [row.split()[:1] == ["*"] for row in rows] == [False, False, True, False, False]
+    assert "mood 1@1, topic 1@1" in rows[0]
+    assert "topic 2@1 → 3@1" in rows[2]
+
+
+def test_a_chosen_plan_off_the_front_has_a_row_of_its_own() -> None:
+    records = [run_record(points, exit_layer=1, own_layers=n) for n, points in ((1, 70.0), (2, 70.9))]
+    candidates = candidates_of([*records, run_record(70.1, exit_layer=3, own_layers=1)])
+    contest = contest_of(candidates, backbone="b", n_layers=4, branch_folders={c.run_id: "" for c in candidates})
+    request = PlanRequest(min_gain=1.0)
+    shown = drawn(front_table(pareto_of(contest, request, plan_contest(contest, request)), "layers"))
+    marked = [row for row in shown.splitlines() if row.startswith("*")]
+    assert len(marked) == 1
+    assert "not on this front" in marked[0]
 
 
 SPAN = Span(label="city", start=3, end=8, text="paris", confidence=0.5)

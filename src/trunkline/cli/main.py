@@ -14,6 +14,7 @@ import typer
 import trunkline
 from trunkline.cli import cache as cache_commands
 from trunkline.cli.options import JsonOption, TaskFiles, names, open_backbone, read_tasks
+from trunkline.cli.plan import plan_command
 from trunkline.cli.reproduce import reproduce_command
 from trunkline.cli.search import search_command
 from trunkline.cli.show import show, show_json, show_manifest, show_manifest_and_cost
@@ -43,6 +44,7 @@ app.add_typer(cache_commands.app, name="cache")
 app.command("train")(train_command)
 app.command("search")(search_command)
 app.command("reproduce")(reproduce_command)
+app.command("plan")(plan_command)
 
 
 def main() -> NoReturn:
@@ -112,28 +114,6 @@ def _root(*, version: Annotated[bool, typer.Option("--version", help="Print the 
 
 
 @app.command()
-def plan(
-    runs: Annotated[Path, typer.Argument(help="Folder that `train` wrote.")],
-    *,
-    min_gain: Annotated[float, typer.Option(help="Points that each added layer must bring (the paper's c).")] = 1.0,
-    tasks: Annotated[str | None, typer.Option(help="Plan these tasks only, for example cola,mrpc.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Where the plan goes; RUNS/plan.json by default.")] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Choose one candidate for each task by marginal benefit (paper section 4.2)."""
-    from trunkline.train.plan import plan_runs, write_plan
-    from trunkline.views import plan_table
-
-    made = plan_runs(runs, min_gain=min_gain, tasks=names(tasks, "--tasks"))
-    path = write_plan(made, out or runs / "plan.json")
-    if as_json:
-        show_json(made)
-    else:
-        show(plan_table(made))
-        typer.echo(f"written to {path}; next: trunkline merge {path} --out BUNDLE")
-
-
-@app.command()
 def merge(
     plan_file: Annotated[Path, typer.Argument(metavar="PLAN", help="File that `plan` wrote.")],
     *,
@@ -145,6 +125,11 @@ def merge(
     from trunkline.train.plan import read_plan
 
     made = read_plan(plan_file)
+    if made.kept is not None:
+        raise SpecError(
+            f"plan {str(plan_file)!r}: is of one task beside those of bundle {made.kept.bundle!r}; merge makes a new "
+            f"bundle of all tasks of a plan; {made.kept.next_step}"
+        )
     with working(f"merging {len(made.tasks)} branches"):
         bundle = merge_branches(
             [Path(task.branch) for task in made.tasks],

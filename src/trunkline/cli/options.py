@@ -1,5 +1,6 @@
 """From the text of arguments and options to values."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -49,6 +50,24 @@ def names(text: str | None, option: str) -> tuple[str, ...] | None:
     found = _parts(text)
     if not found:
         raise SpecError(f"{option} is {text!r}: it names no task; give names separated by commas, or leave it out")
+    return found
+
+
+def numbers_of_tasks(given: Iterable[str], option: str) -> dict[str, float]:
+    """A number for each task, from texts such as ``cola=50``.
+
+    Raises:
+        SpecError: There is something else, or a task twice.
+    """
+    found: dict[str, float] = {}
+    for text in given:
+        task, _, number = text.partition("=")
+        if task.strip() in found:
+            raise SpecError(f"{option} is given twice for task {task.strip()!r}; give it once")
+        try:
+            found[task.strip()] = float(number)
+        except ValueError as error:
+            raise SpecError(f"{option} is {text!r}; give a task and a number, for example cola=50") from error
     return found
 
 

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from statistics import fmean, stdev
 
 from trunkline.core.errors import SpecError
-from trunkline.core.specs import Metric, Pooling, Spec, spec_digest
+from trunkline.core.specs import METRICS_OF_KIND, Metric, Pooling, Spec, spec_digest
+from trunkline.model.cost import EncoderSizes, folds
 from trunkline.train.spec import Arm, Init, RunRecord, RunSpec
 
 
@@ -25,6 +26,8 @@ class Candidate(Spec, frozen=True, kw_only=True):
         seconds: Wall time of all its runs.
         run_id: The seed that is used if this candidate is chosen: the best on the selection rows.
         branch_digest: That run's branch; None for full fine-tuning, which can never be a branch.
+        sizes: Of the backbone; what the cost of a layer depends on.
+        mean_tokens: Mean length of the rows that run learned from.
     """
 
     task: str
@@ -40,6 +43,14 @@ class Candidate(Spec, frozen=True, kw_only=True):
     seconds: float
     run_id: str
     branch_digest: str | None
+    sizes: EncoderSizes
+    mean_tokens: float
+
+    @property
+    def folded(self) -> bool:
+        """Whether its last layer makes the first token alone; the metric tells the kind as far as this goes."""
+        kind = next(kind for kind, metrics in METRICS_OF_KIND.items() if self.metric in metrics)
+        return folds(kind, self.pooling)
 
     @property
     def selection_mean(self) -> float:
@@ -111,6 +122,23 @@ def best_partial(candidates: Sequence[Candidate]) -> Candidate:
     return min(partial, key=lambda c: (-round(c.selection_mean, 9), c.own_layers))
 
 
+def competing(candidates: Sequence[Candidate]) -> dict[str, tuple[Candidate, ...]]:
+    """Those that a plan may choose from, by task.
+
+    Full fine-tunings can never be a branch. Of equally many layers, a mean over more seeds is worth more than a lucky
+    seed: only those with the most seeds compete.
+    """
+    most: dict[tuple[str, int], int] = {}
+    branches = [candidate for candidate in candidates if candidate.branch_digest is not None]
+    for c in branches:
+        most[c.task, c.own_layers] = max(len(c.seeds), most.get((c.task, c.own_layers), 0))
+    by_task: dict[str, list[Candidate]] = {}
+    for c in branches:
+        if len(c.seeds) == most[c.task, c.own_layers]:
+            by_task.setdefault(c.task, []).append(c)
+    return {task: tuple(by_task[task]) for task in sorted(by_task)}
+
+
 def _identity(c: Candidate) -> tuple[str, Arm, int, int, Pooling, Init]:
     return (c.task, c.arm, c.exit_layer, c.own_layers, c.pooling, c.init)
 
@@ -143,4 +171,6 @@ def _candidate(group: Sequence[RunRecord]) -> Candidate:
         seconds=sum(record.seconds + record.cache_seconds for record in ordered),
         run_id=chosen.run_id,
         branch_digest=chosen.branch_digest,
+        sizes=chosen.sizes,
+        mean_tokens=chosen.mean_tokens,
     )

@@ -1,17 +1,26 @@
-"""Choosing one candidate for each task by marginal benefit (paper section 4.2). No torch."""
+"""Choosing one candidate for each task: by marginal benefit (paper section 4.2) or for a budget. No torch."""
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-import msgspec
-
 from trunkline.bundle.files import swap_file
-from trunkline.core.errors import BundleError, SpecError, UnknownNameError, nearest_hint
+from trunkline.core.errors import BundleError, SpecError
 from trunkline.core.specs import Metric, Pooling, Spec, decode_spec, encode_spec
-from trunkline.train.candidates import Candidate, candidates_of, comparable
-from trunkline.train.ledger import Ledger
+from trunkline.train.candidates import Candidate
+from trunkline.train.contest import (
+    Contest,
+    PlanRequest,
+    contest_of,
+    front_of,
+    meeting_floors,
+    place_text,
+    point_of,
+    prices_of,
+    read_contest,
+)
+from trunkline.train.price import Budget, Placed, Prices, cost_text
 from trunkline.train.spec import Arm, Init
 
 
@@ -64,28 +73,76 @@ class PlannedTask(Spec, frozen=True, kw_only=True):
     reason: str
 
 
-class Plan(Spec, frozen=True, kw_only=True):
-    """One candidate for each task, and what they cost together.
+class Kept(Spec, frozen=True, kw_only=True):
+    """The bundle that a plan for one of its tasks leaves as it is otherwise.
 
     Attributes:
-        min_gain: The least points that each added layer must bring (c in the paper).
+        bundle: Its folder, absolute.
+        tasks: The tasks that stay, by name.
+        command: What puts the planned branch into it; None where it is there already.
+        all_again: What planning all of its tasks again would give instead.
+    """
+
+    bundle: str
+    tasks: tuple[str, ...]
+    command: str | None
+    all_again: str
+
+    @property
+    def next_step(self) -> str:
+        """What to do now, for people."""
+        return "nothing to do: the bundle has this branch" if self.command is None else f"next: {self.command}"
+
+
+class Plan(Spec, frozen=True, kw_only=True):
+    """One candidate for each task, and what they reach and cost together.
+
+    Attributes:
+        min_gain: The least points that each added layer must bring (c in the paper); None for an optimum.
+        budget: The most that the plan may cost; None for the paper's rule.
+        floors: By task the least points that were asked for.
+        weights: By task its weight in the mean; 1 where none is given.
         backbone: What all branches were trained on, as the user named it.
         n_layers: Of the backbone.
         tasks: The choices, by task name.
+        mean_points: Weighted mean over the tasks on the selection rows.
         trunk_depth: Deepest exit layer.
         layer_cost: Trunk depth plus all own layers.
         single_task_layers: What one whole backbone a task would cost.
+        tokens: Length of the row that the operations are of.
+        flops: Floating-point operations of one row when every task is asked, by formula.
+        flops_share: Of what one whole backbone a task would take.
+        ms: The same in milliseconds by the cost table; None without one.
         n_runs_left_out: Runs of these tasks on other rows, labels or selection than were asked for last.
+        kept: The bundle whose other tasks stay; they count in all sums above. None for a plan of its own.
     """
 
-    min_gain: float
+    min_gain: float | None
+    budget: Budget | None
+    floors: dict[str, float]
+    weights: dict[str, float]
     backbone: str
     n_layers: int
     tasks: tuple[PlannedTask, ...]
+    mean_points: float
     trunk_depth: int
     layer_cost: int
     single_task_layers: int
+    tokens: float
+    flops: float
+    flops_share: float
+    ms: float | None
     n_runs_left_out: int = 0
+    kept: Kept | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Added:
+    """A candidate by the layers that it adds to a bundle, those of a deeper trunk included."""
+
+    own_layers: int
+    selection_mean: float
+    candidate: Candidate
 
 
 def choose_by_gain(candidates: Sequence[PricedT], *, min_gain: float) -> tuple[PricedT, str]:
@@ -114,14 +171,14 @@ def choose_by_gain(candidates: Sequence[PricedT], *, min_gain: float) -> tuple[P
             best[candidate.own_layers] = candidate
     lengths = sorted(best)
     chosen = best[lengths[0]]
-    steps = [f"start at {_layers(chosen.own_layers)} with {chosen.selection_mean:.1f}"]
+    steps = [f"start at {cost_text(chosen.own_layers, 'layers')} with {chosen.selection_mean:.1f}"]
     for length in lengths[1:]:
         nominee = best[length]
         gain = (nominee.selection_mean - chosen.selection_mean) / (length - chosen.own_layers)
         # Figures are points with one decimal in print; a hair below the bound is a tie broken by binary fractions.
         accepted = gain >= min_gain - 1e-9
         steps.append(
-            f"{_layers(length)} {nominee.selection_mean:.1f} ({gain:+.2f} a layer): "
+            f"{cost_text(length, 'layers')} {nominee.selection_mean:.1f} ({gain:+.2f} a layer): "
             + ("accepted" if accepted else "passed over")
         )
         if accepted:
@@ -130,9 +187,9 @@ def choose_by_gain(candidates: Sequence[PricedT], *, min_gain: float) -> tuple[P
 
 
 def make_plan(
-    candidates: Sequence[Candidate], *, min_gain: float, backbone: str, n_layers: int, branch_folders: dict[str, str]
+    candidates: Sequence[Candidate], *, min_gain: float, backbone: str, n_layers: int, branch_folders: Mapping[str, str]
 ) -> Plan:
-    """Choose for every task that has candidates.
+    """Choose for every task that has candidates, by the paper's rule.
 
     Args:
         candidates: Of all tasks; full fine-tunings are passed over, because they can never be a branch.
@@ -144,32 +201,118 @@ def make_plan(
     Raises:
         SpecError: No task has a candidate that can be a branch, or `min_gain` is negative or not finite.
     """
-    if not 0 <= min_gain < math.inf:
-        raise SpecError(f"plan: min_gain is {min_gain}; it must be 0 or more; give points a layer, for example 1.0")
-    by_task: dict[str, list[Candidate]] = {}
-    for candidate in candidates:
-        if candidate.branch_digest is not None:
-            by_task.setdefault(candidate.task, []).append(candidate)
-    if not by_task:
-        raise SpecError("plan: no task has a candidate that can be a branch; run `trunkline train` first")
-    tasks = tuple(_planned(by_task[task], min_gain, branch_folders) for task in sorted(by_task))
-    depth = max(task.exit_layer for task in tasks)
+    contest = contest_of(candidates, backbone=backbone, n_layers=n_layers, branch_folders=branch_folders)
+    return plan_contest(contest, PlanRequest(min_gain=min_gain))
+
+
+def plan_runs(runs: Path, *, min_gain: float, tasks: Sequence[str] | None = None) -> Plan:
+    """Plan from a runs folder by the paper's rule; how many runs could not be compared stands in the plan.
+
+    Args:
+        runs: Folder that training wrote.
+        min_gain: c, in points a layer.
+        tasks: Plan these only; None for all.
+
+    Raises:
+        SpecError: The folder has no usable candidates, or holds runs on more than one backbone.
+        UnknownNameError: A task was not trained.
+    """
+    return plan_contest(read_contest(runs, tasks), PlanRequest(min_gain=min_gain))
+
+
+def plan_contest(contest: Contest, request: PlanRequest) -> Plan:
+    """Choose for every task of a contest.
+
+    Args:
+        contest: What there is to choose from.
+        request: How to choose.
+
+    Raises:
+        SpecError: No candidate of a task reaches its floor, or even the cheapest plan is beyond the budget.
+        UnknownNameError: A floor or weight is of a task that is not planned.
+    """
+    contest = meeting_floors(contest, request)
+    chosen = _by_rule(contest, request) if request.budget is None else _by_budget(contest, request, request.budget)
+    point = point_of({task: candidate for task, (candidate, _) in chosen.items()}, contest, request)
     return Plan(
-        min_gain=min_gain,
-        backbone=backbone,
-        n_layers=n_layers,
-        tasks=tasks,
-        trunk_depth=depth,
-        layer_cost=depth + sum(task.own_layers for task in tasks),
-        single_task_layers=n_layers * len(tasks),
+        min_gain=request.min_gain,
+        budget=request.budget,
+        floors=request.floors,
+        weights=request.weights,
+        backbone=contest.backbone,
+        n_layers=contest.n_layers,
+        tasks=tuple(_planned(*chosen[task], contest.branch_folders) for task in sorted(chosen)),
+        mean_points=point.mean_points,
+        trunk_depth=point.trunk_depth,
+        layer_cost=point.layer_cost,
+        single_task_layers=contest.n_layers * len(point.tasks),
+        tokens=request.tokens or contest.mean_tokens,
+        flops=point.flops,
+        flops_share=point.flops_share,
+        ms=point.ms,
+        n_runs_left_out=contest.n_runs_left_out,
     )
 
 
-def _planned(candidates: Sequence[Candidate], min_gain: float, branch_folders: dict[str, str]) -> PlannedTask:
-    most = {c.own_layers: max(len(o.seeds) for o in candidates if o.own_layers == c.own_layers) for c in candidates}
-    # Of equally many layers, a mean over more seeds is worth more than a lucky seed.
-    steady = [candidate for candidate in candidates if len(candidate.seeds) == most[candidate.own_layers]]
-    chosen, reason = choose_by_gain(steady, min_gain=min_gain)
+def _by_rule(contest: Contest, request: PlanRequest) -> dict[str, tuple[Candidate, str]]:
+    """The paper's rule for each task; beside kept branches, a deeper trunk is among the layers that must pay."""
+    min_gain = request.min_gain or 0.0
+    if not contest.kept:
+        return {task: choose_by_gain(each, min_gain=min_gain) for task, each in contest.options.items()}
+    depth = max(branch.exit_layer for branch in contest.kept.values())
+    chosen = {}
+    for task, candidates in contest.options.items():
+        added = [_Added(c.own_layers + max(0, c.exit_layer - depth), c.selection_mean, c) for c in candidates]
+        best, reason = choose_by_gain(added, min_gain=min_gain)
+        chosen[task] = (best.candidate, reason)
+    return chosen
+
+
+def _by_budget(contest: Contest, request: PlanRequest, budget: Budget) -> dict[str, tuple[Candidate, str]]:
+    """The optimum: the last choice of the front that the budget allows."""
+    prices = prices_of(contest, request)[budget.unit]
+    front = front_of(contest, request, prices)
+    affordable = [choice for cost, choice in front if cost <= budget.steps]
+    if not affordable:
+        raise SpecError(
+            f"plan: budget of {budget.text}: the cheapest plan{' that keeps the floors' if request.floors else ''} "
+            f"takes {cost_text(front[0][0], budget.unit)}; raise the budget, or train candidates with fewer layers"
+        )
+    chosen = affordable[-1]
+    return {task: (c, _explained(task, chosen, contest, prices, budget)) for task, c in chosen.items()}
+
+
+def _explained(task: str, chosen: Mapping[str, Candidate], contest: Contest, prices: Prices, budget: Budget) -> str:
+    """What other candidates of one task would give, with all other choices as they are."""
+    mine = chosen[task]
+
+    def cost(candidate: Candidate) -> int:
+        branches: dict[str, Placed] = {**contest.kept, **chosen, task: candidate}
+        return prices.total(branches.values())
+
+    def step(other: Candidate) -> str:
+        saved, gained = cost(mine) - cost(other), other.selection_mean - mine.selection_mean
+        pooling = "" if other.pooling == mine.pooling else f" ({other.pooling})"
+        change = f"{'saves' if saved >= 0 else 'adds'} {cost_text(abs(saved), prices.unit)}"
+        return f"{place_text(other)}{pooling} {change} and gives {gained:+.2f} points"
+
+    others = contest.options[task]
+    cheaper = [c for c in others if cost(c) < cost(mine)]
+    better = [c for c in others if c.selection_mean > mine.selection_mean and cost(c) > budget.steps]
+    said = [f"{place_text(mine)} with {mine.selection_mean:.1f}"]
+    if cheaper:
+        said.append(f"cheaper: {step(max(cheaper, key=lambda c: (c.selection_mean, -cost(c))))}")
+    else:
+        said.append("nothing is cheaper")
+    if better:
+        nearest = min(better, key=lambda c: (cost(c), -c.selection_mean))
+        said.append(f"dearer: {step(nearest)}, {cost_text(cost(nearest) - budget.steps, prices.unit)} over the budget")
+    else:
+        said.append("nothing is better")
+    return "; ".join(said)
+
+
+def _planned(chosen: Candidate, reason: str, branch_folders: Mapping[str, str]) -> PlannedTask:
     return PlannedTask(
         task=chosen.task,
         arm=chosen.arm,
@@ -185,50 +328,6 @@ def _planned(candidates: Sequence[Candidate], min_gain: float, branch_folders: d
         branch=branch_folders[chosen.run_id],
         reason=reason,
     )
-
-
-def _layers(count: int) -> str:
-    return f"{count} layer" if count == 1 else f"{count} layers"
-
-
-def plan_runs(runs: Path, *, min_gain: float, tasks: Sequence[str] | None = None) -> Plan:
-    """Plan from a runs folder.
-
-    Of each task only those runs compete that saw the same rows, labels and selection as the one that was asked for
-    last: metrics on other rows cannot be compared, and a redefined task is another task. How many were left out
-    stands in the plan.
-
-    Args:
-        runs: Folder that training wrote.
-        min_gain: c, in points a layer.
-        tasks: Plan these only; None for all.
-
-    Raises:
-        SpecError: The folder has no usable candidates, or holds runs on more than one backbone.
-        UnknownNameError: A task was not trained.
-    """
-    ledger = Ledger(runs)
-    records = ledger.records()
-    known = {record.spec.task for record in records}
-    for task in tasks or ():
-        if task not in known:
-            raise UnknownNameError(f"plan: task {task!r} is not in {ledger.path}; {nearest_hint(task, known)}")
-    asked = [record for record in records if tasks is None or record.spec.task in tasks]
-    records = comparable(asked)
-    used = {record.spec.backbone_digest for record in records}
-    if not records:
-        raise SpecError(f"plan: {ledger.path} has no runs; run `trunkline train` first")
-    if len(used) > 1:
-        raise SpecError(f"plan: {ledger.path} holds runs on {len(used)} backbones; plan each from a folder of its own")
-    candidates = candidates_of(records)
-    plan = make_plan(
-        candidates,
-        min_gain=min_gain,
-        backbone=records[-1].backbone,
-        n_layers=records[-1].sizes.n_layers,
-        branch_folders={c.run_id: str(ledger.branch_folder(c.run_id).resolve()) for c in candidates},
-    )
-    return msgspec.structs.replace(plan, n_runs_left_out=len(asked) - len(records))
 
 
 def write_plan(plan: Plan, path: Path) -> Path:

@@ -41,10 +41,10 @@ from trunkline.train.halving import (
 from trunkline.train.jobs import run_fields
 from trunkline.train.pipeline import prepare_tasks
 from trunkline.train.prepare import PreparedTask, Split
-from trunkline.train.spending import TrunkAccount, full_flops
 from trunkline.train.run import Start, Taught, execute, planned_flops
 from trunkline.train.search_spec import SearchReport, SearchRequest, Tried
 from trunkline.train.spec import RunRecord, RunSpec
+from trunkline.train.spending import TrunkAccount, full_flops
 from trunkline.train.start import initial_tensors
 from trunkline.train.teach import taught_by
 

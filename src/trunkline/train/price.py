@@ -1,0 +1,215 @@
+"""What plans cost: in layers, floating-point operations or milliseconds; budgets in these units. No torch.
+
+A cost is a whole number of its unit's smallest step (a layer, an operation, a nanosecond), so that sums are exact and
+equal costs are equal.
+"""
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol, TypeAlias
+
+from trunkline.core.errors import SpecError
+from trunkline.core.specs import Spec, decode_spec
+from trunkline.model.cost import EncoderSizes, folded_layer_flops, layer_flops
+
+Unit: TypeAlias = Literal["layers", "flops", "ms"]
+
+STEPS_OF_UNIT: dict[Unit, int] = {"layers": 1, "flops": 1, "ms": 1_000_000}
+"""How many of the smallest steps make one unit."""
+
+LONGEST_MS = 1_000_000  # Sums of many such costs in nanoseconds still fit 64 bits.
+_FACTORS = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+_BUDGET = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:(layers?)|([KMGT]?)FLOPs?|(ms))\s*", re.IGNORECASE)
+
+
+class Placed(Protocol):
+    """A branch at its place: what its share of a plan's cost and points follows from."""
+
+    @property
+    def exit_layer(self) -> int:
+        """Trunk layers below."""
+
+    @property
+    def own_layers(self) -> int:
+        """Layers of its own."""
+
+    @property
+    def folded(self) -> bool:
+        """Whether its last layer makes the first token alone."""
+
+    @property
+    def selection_mean(self) -> float:
+        """What it reaches, points."""
+
+    @property
+    def run_id(self) -> str:
+        """The run that it came of."""
+
+
+class Budget(Spec, frozen=True, kw_only=True):
+    """The most that a plan may cost for one row when every task is asked.
+
+    Attributes:
+        amount: How much.
+        unit: Of what: layers, floating-point operations or milliseconds.
+    """
+
+    amount: float
+    unit: Unit
+
+    def __post_init__(self) -> None:
+        """Refuse what is no amount."""
+        if not 0 <= self.amount < math.inf:
+            raise SpecError(f"budget: {self.amount} {self.unit} is no amount; give a number of 0 or more")
+
+    @property
+    def steps(self) -> int:
+        """In the unit's smallest steps, rounded down; a hair that binary fractions take off is not taken off."""
+        return math.floor(self.amount * STEPS_OF_UNIT[self.unit] + 1e-6)
+
+    @property
+    def text(self) -> str:
+        """For people."""
+        return cost_text(self.steps, self.unit)
+
+
+class CostTable(Spec, frozen=True, kw_only=True):
+    """Measured marginal costs of one row, in milliseconds; what the planner knows of a machine.
+
+    Attributes:
+        trunk_layer_ms: Each layer of the trunk.
+        own_layer_ms: Each whole layer of a branch.
+        folded_layer_ms: The last layer of a branch that reads the first token alone.
+        branch_ms: Each branch besides its layers: its head and what is done around it.
+        request_ms: Once, besides trunk and branches.
+        measured_on: Machine, precision, batch and row length; for people.
+    """
+
+    trunk_layer_ms: float
+    own_layer_ms: float
+    folded_layer_ms: float
+    branch_ms: float = 0.0
+    request_ms: float = 0.0
+    measured_on: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse costs that are no times."""
+        for name in ("trunk_layer_ms", "own_layer_ms", "folded_layer_ms", "branch_ms", "request_ms"):
+            if not 0 <= getattr(self, name) <= LONGEST_MS:
+                raise SpecError(f"cost table: {name} is {getattr(self, name)}; give milliseconds, 0 to {LONGEST_MS}")
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """What the parts of a plan cost in one unit, each in the unit's smallest steps.
+
+    Attributes:
+        unit: Of what.
+        trunk_layer: Each layer of the trunk.
+        own_layer: Each whole layer of a branch.
+        folded_layer: The last layer of a branch that is folded.
+        branch: Each branch besides.
+        request: Once.
+    """
+
+    unit: Unit
+    trunk_layer: int
+    own_layer: int
+    folded_layer: int
+    branch: int = 0
+    request: int = 0
+
+    def trunk(self, depth: int) -> int:
+        """Cost of all that is paid once, for a trunk of so many layers."""
+        return self.request + depth * self.trunk_layer
+
+    def own(self, placed: Placed) -> int:
+        """Cost of one branch."""
+        if placed.own_layers == 0:
+            return self.branch
+        last = self.folded_layer if placed.folded else self.own_layer
+        return self.branch + (placed.own_layers - 1) * self.own_layer + last
+
+    def total(self, branches: Iterable[Placed]) -> int:
+        """Cost of a plan: the trunk down to the deepest exit, once, and every branch."""
+        every = list(branches)
+        return self.trunk(max((b.exit_layer for b in every), default=0)) + sum(self.own(b) for b in every)
+
+
+LAYER_PRICES = Prices("layers", trunk_layer=1, own_layer=1, folded_layer=1)
+"""The paper's overhead (section 4.1): a layer is a layer, folded or not."""
+
+
+def flop_prices(sizes: EncoderSizes, tokens: float) -> Prices:
+    """Operations of one row (`trunkline.model.cost`).
+
+    Args:
+        sizes: Of the backbone.
+        tokens: The row's length.
+    """
+    whole, folded = round(layer_flops(sizes, [tokens])), round(folded_layer_flops(sizes, [tokens]))
+    return Prices("flops", trunk_layer=whole, own_layer=whole, folded_layer=folded)
+
+
+def ms_prices(table: CostTable) -> Prices:
+    """Milliseconds of one row by a measured table."""
+    steps = STEPS_OF_UNIT["ms"]
+    return Prices(
+        "ms",
+        trunk_layer=round(table.trunk_layer_ms * steps),
+        own_layer=round(table.own_layer_ms * steps),
+        folded_layer=round(table.folded_layer_ms * steps),
+        branch=round(table.branch_ms * steps),
+        request=round(table.request_ms * steps),
+    )
+
+
+def cost_text(steps: int, unit: Unit) -> str:
+    """A cost for people: ``1 layer``, ``3.5 GFLOP`` or ``12 ms``.
+
+    Args:
+        steps: In the unit's smallest steps.
+        unit: Of what.
+    """
+    if unit == "layers":
+        return f"{steps} layer" if steps == 1 else f"{steps} layers"
+    if unit == "ms":
+        return f"{steps / STEPS_OF_UNIT['ms']:.4g} ms"
+    prefix = next((name for name in "TGMK" if steps >= _FACTORS[name]), "")
+    return f"{steps / _FACTORS[prefix]:.4g} {prefix}FLOP"
+
+
+def parse_budget(text: str) -> Budget:
+    """A budget such as ``20layers``, ``3.5GFLOP`` or ``12 ms``.
+
+    Raises:
+        SpecError: It is none.
+    """
+    found = _BUDGET.fullmatch(text)
+    if found is None:
+        raise SpecError(
+            f"budget {text!r}: is not a budget; give a number and one of layers, MFLOP, GFLOP, TFLOP, ms, "
+            "for example 20layers"
+        )
+    if found[2]:
+        return Budget(amount=float(found[1]), unit="layers")
+    if found[4]:
+        return Budget(amount=float(found[1]), unit="ms")
+    return Budget(amount=float(found[1]) * _FACTORS[found[3].upper()], unit="flops")
+
+
+def read_cost_table(path: Path) -> CostTable:
+    """Read a JSON file of measured costs.
+
+    Raises:
+        SpecError: The file is missing or is no such table.
+    """
+    subject = f"cost table {str(path)!r}"
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise SpecError(f"{subject}: cannot be read ({error.strerror}); check the path") from error
+    return decode_spec(content, CostTable, subject)
