@@ -1,5 +1,6 @@
 """The table and the picture of search-cost, made from its result file alone."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def markdown_table(result: dict[str, Any]) -> str:
         f"| **mean** | | **{f['cost_in_full_finetunes_mean']:.2f}** | | "
         f"**{f['seconds_in_full_finetunes_mean']:.2f}** | "
         f"**{f['grid_cost_in_full_finetunes_mean']:.1f}** | | | | | "
-        f"**{f['regret_points_mean']:+.2f} ± {f['regret_points_half_width']:.2f}** |"
+        f"**{f['regret_points_mean']:+.2f} ± {f.get('regret_points_half_width', math.nan):.2f}** |"
     )
     machine = result["machine"]
     seeds = ", ".join(str(seed) for seed in result["details"]["fresh_seeds"])
