@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from benchmarks.first_light_report import replace_between
+from benchmarks.pages import replace_between
 from benchmarks.harness import RESULTS, ROOT
 
 PAGE = ROOT / "docs" / "benchmarks" / "search-cost.md"

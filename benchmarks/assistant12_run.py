@@ -1,0 +1,167 @@
+"""Makes the bundle of twelve assistant tasks from nothing: search, plan, merge, verify.
+
+    python -m benchmarks.assistant12_run [--out FOLDER] [--quick]
+
+Resumable: what the ledger has is not run again. The serving benchmarks use this bundle.
+"""
+
+import argparse
+import multiprocessing
+import shutil
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import platformdirs
+import torch
+
+from benchmarks.harness import DATA
+from trunkline.bundle.merge import merge
+from trunkline.core.specs import DataSpec, Kind, Metric, TaskSpec
+from trunkline.engine.verify import verify
+from trunkline.model.backbone import load_backbone
+from trunkline.train.bench import Workbench
+from trunkline.train.cache import ActivationCache
+from trunkline.train.cache_room import default_cache_root
+from trunkline.train.contest import PlanRequest, read_contest
+from trunkline.train.device import make_accelerator
+from trunkline.train.ledger import Ledger
+from trunkline.train.pareto import draw_pareto, pareto_of, write_pareto
+from trunkline.train.plan import Plan, plan_contest, write_plan
+from trunkline.train.price import Budget
+from trunkline.train.search import search_tasks
+from trunkline.train.search_spec import SearchReport, SearchRequest
+
+FOLDER = platformdirs.user_cache_path("trunkline") / "benchmarks" / "assistant12"
+N_WORKERS = 2
+N_LAYERS = 6
+# Two students a task, so that the plan has something to choose from beside the teacher.
+REQUEST = SearchRequest(n_students=2, min_gain=0.5)
+
+
+@dataclass(frozen=True, slots=True)
+class Set:
+    """One task of the bundle.
+
+    Attributes:
+        name: Of its folder and task.
+        kind: What is predicted.
+        metric: The data set's own.
+        rows: Of train, a seeded sample.
+        positive_label: Of a binary F1.
+    """
+
+    name: str
+    rows: int
+    metric: Metric = "accuracy"
+    kind: Kind = "classification"
+    positive_label: str | None = None
+
+    def task(self) -> TaskSpec:
+        """Its rows lie in ../shared/data."""
+        folder = DATA / self.name
+        return TaskSpec(
+            name=self.name,
+            kind=self.kind,
+            metric=self.metric,
+            positive_label=self.positive_label,
+            max_length=64,
+            data=DataSpec(
+                train=str(folder / "train.jsonl.gz"),
+                dev=str(folder / "dev.jsonl.gz"),
+                test=str(folder / "test.jsonl.gz"),
+                max_train_rows=self.rows,
+            ),
+        )
+
+
+SETS = (
+    Set("clinc150_intent", 6000),
+    Set("hwu64_intent", 4000),
+    Set("snips_slots", 3000, metric="span_f1", kind="tagging"),
+    Set("atis_slots", 3000, metric="span_f1", kind="tagging"),
+    Set("btc_ner", 3000, metric="span_f1", kind="tagging"),
+    Set("emotion", 4000, metric="f1_macro"),
+    Set("clinc150_domain", 3000),
+    Set("clinc150_oos", 3000, metric="f1_binary", positive_label="oos"),
+    Set("hwu64_domain", 3000),
+    Set("snips_intent", 2000),
+    Set("atis_intent", 3000),
+    Set("sms_spam", 2000, metric="f1_binary", positive_label="spam"),
+)
+QUICK = tuple(Set(each.name, 500, each.metric, each.kind, each.positive_label) for each in (SETS[9], SETS[11]))
+
+
+def make_bundle(folder: Path, sets: Sequence[Set], bundle: Path) -> tuple[list[SearchReport], Plan]:
+    """Search every task, plan all of them for half of the layers, merge and verify.
+
+    Args:
+        folder: Of the runs; the plan and its fronts go there too.
+        sets: Which tasks.
+        bundle: Where the bundle goes; what is there is replaced.
+    """
+    runs = folder / "runs"
+    # Processes with one thread each: two threads in one process wait for each other whenever the machine is shared.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(N_WORKERS, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        reports = list(pool.map(_search, sets, repeat(folder)))
+    request = PlanRequest(budget=Budget(amount=N_LAYERS * len(sets) / 2, unit="layers"))
+    contest = read_contest(runs, [each.name for each in sets])
+    plan = plan_contest(contest, request)
+    write_plan(plan, folder / "plan.json")
+    pareto = pareto_of(contest, request, plan)
+    write_pareto(pareto, folder / "pareto.json")
+    draw_pareto(pareto, folder / "pareto.png")
+    shutil.rmtree(bundle, ignore_errors=True)
+    merge(
+        [Path(task.branch) for task in plan.tasks],
+        load_backbone("minilm"),
+        bundle,
+        digests=[task.branch_digest for task in plan.tasks],
+    )
+    verify(bundle)
+    return reports, plan
+
+
+def open_bench(runs: Path) -> Workbench:
+    """MiniLM on a runs folder."""
+    cache = ActivationCache(default_cache_root())
+    return Workbench.build(load_backbone("minilm"), Ledger(runs), cache, accelerator=make_accelerator())
+
+
+def _search(each: Set, folder: Path) -> SearchReport:
+    """The search's report as it was when it was first made: what a resumed one finds costs nothing now."""
+    path = folder / f"search-{each.name}.json"
+    if path.exists():
+        return msgspec.json.decode(path.read_bytes(), type=SearchReport)
+    (report,) = search_tasks(open_bench(folder / "runs"), [each.task()], REQUEST)
+    path.write_bytes(msgspec.json.encode(report))
+    print(f"{time.strftime('%H:%M')} {each.name}: {report.cost:.2f} full fine-tunings; {report.winner}", flush=True)
+    return report
+
+
+def main() -> None:
+    """Make the bundle and say what it holds."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, help=f"where the bundle goes; {FOLDER / 'bundle'} by default")
+    parser.add_argument("--quick", action="store_true", help="two tasks on few rows")
+    arguments = parser.parse_args()
+    started = time.perf_counter()
+    folder = FOLDER.with_name("assistant12-quick") if arguments.quick else FOLDER
+    out: Any = arguments.out or folder / "bundle"
+    _, plan = make_bundle(folder, QUICK if arguments.quick else SETS, out)
+    for task in plan.tasks:
+        print(f"{task.task}: exit {task.exit_layer} + {task.own_layers}, {task.metric} {task.selection_metric:.1f}")
+    print(
+        f"{out}: {len(plan.tasks)} tasks, {plan.layer_cost} of {plan.single_task_layers} layers, "
+        f"{(time.perf_counter() - started) / 60:.0f} minutes"
+    )
+
+
+if __name__ == "__main__":
+    main()
