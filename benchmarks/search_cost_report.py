@@ -6,8 +6,8 @@ from typing import Any
 
 import msgspec
 
-from benchmarks.pages import replace_between
 from benchmarks.harness import RESULTS, ROOT
+from benchmarks.pages import replace_between
 
 PAGE = ROOT / "docs" / "benchmarks" / "search-cost.md"
 TABLE = ("<!-- table: search-cost -->", "<!-- end of table -->")
