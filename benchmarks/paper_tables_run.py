@@ -20,9 +20,8 @@ from trunkline.train.bench import Workbench
 from trunkline.train.cache import ActivationCache
 from trunkline.train.cache_room import default_cache_root
 from trunkline.train.device import make_accelerator
-from trunkline.train.jobs import TaskRuns, run_all
 from trunkline.train.ledger import Ledger
-from trunkline.train.prepare import prepare
+from trunkline.train.pipeline import train_each
 from trunkline.train.reproduction import teacher_range
 from trunkline.train.spec import RunRecord, RunSpec, TrainRequest, preset
 
@@ -150,14 +149,10 @@ def main() -> None:
     for record in kept.records():
         if record.run_id not in known:
             ledger.append(record)
-    width = backbone.config.width
     for seeds in (1, None):
-        tasks = []
-        for entry in STUDY:
-            asked = replace(entry, seeds=entry.seeds[:seeds])
-            prepared = prepare(asked.task(), backbone.tokenizer, selection="train_slice")
-            tasks.append(TaskRuns(bench, prepared, asked.request(width), needed="record"))
-        run_all(tasks, deadline=deadline)
+        entries = [replace(entry, seeds=entry.seeds[:seeds]) for entry in STUDY]
+        asked = [(entry.task(), entry.request(backbone.config.width)) for entry in entries]
+        train_each(bench, asked, needed="record", deadline=deadline)
 
 
 if __name__ == "__main__":
