@@ -4,12 +4,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks import ablations, assistant12, first_light, paper_tables, search_cost
+from benchmarks import ablations, assistant12, first_light, headline, paper_tables, search_cost
 from benchmarks.harness import RESULTS, Benchmark, run_benchmark
 from trunkline.core.errors import TrunklineError
 
-ALL = (ablations.BENCHMARK, assistant12.BENCHMARK, first_light.BENCHMARK, paper_tables.BENCHMARK, search_cost.BENCHMARK)
-BENCHMARKS: dict[str, Benchmark] = {each.name: each for each in ALL}
+MODULES = (ablations, assistant12, first_light, headline, paper_tables, search_cost)
+BENCHMARKS: dict[str, Benchmark] = {module.BENCHMARK.name: module.BENCHMARK for module in MODULES}
 
 
 def main() -> int:

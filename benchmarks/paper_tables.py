@@ -126,6 +126,11 @@ def _quick_study(folder: Path) -> Reproduction:
     return reproduce(Study.of(backbone, requests), ledger.records())
 
 
+def quick_records() -> list[RunRecord]:
+    """Records of the tiny study that ``--quick`` has just trained."""
+    return Ledger(FOLDER.with_name("paper-tables-quick") / "runs").records()
+
+
 def _entry_facts(entry: Entry) -> dict[str, Any]:
     folder = DATA / f"glue_{entry.name}"
     return {

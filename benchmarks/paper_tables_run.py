@@ -10,6 +10,7 @@ import os
 import time
 from dataclasses import dataclass, replace
 
+import msgspec
 import platformdirs
 
 from benchmarks.fetch_mpnet import FOLDER as MPNET
@@ -30,6 +31,7 @@ KEPT = RESULTS / "paper-tables.ledger.jsonl"
 WHOLE = (1, 2, 4, 6, 8, 12)
 FEW = (2, 4, 8)
 N_LAYERS = 12
+FREE_EXITS = (6, 8, 10)
 SUBSET_ROWS = 3000
 
 
@@ -68,8 +70,14 @@ class Entry:
             ),
         )
 
+    def free_depth(self, width: int) -> TrainRequest:
+        """Students of the same teacher at further exits, for the plan of `headline`."""
+        return msgspec.structs.replace(
+            self.request(width), student_exits=FREE_EXITS, student_layers=(1, 2), student_inits=("teacher",)
+        )
+
     def request(self, width: int) -> TrainRequest:
-        """Everything that is run for it."""
+        """What the paper's tables need of it."""
         return TrainRequest(
             layers=self.layers,
             teacher_layers=teacher_range(self.layers, N_LAYERS),
@@ -129,7 +137,7 @@ def keep_records(ledger: Ledger) -> None:
 
 
 def main() -> None:
-    """Run what is open, first with one seed a task, then with all."""
+    """Run what is open: the tables with one seed a task, free depth with it, then both with all seeds."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, help="begin no run after so many minutes")
     minutes = parser.parse_args().minutes
@@ -149,9 +157,10 @@ def main() -> None:
     for record in kept.records():
         if record.run_id not in known:
             ledger.append(record)
-    for seeds in (1, None):
+    width = backbone.config.width
+    for seeds, ask in ((1, Entry.request), (1, Entry.free_depth), (None, Entry.request), (None, Entry.free_depth)):
         entries = [replace(entry, seeds=entry.seeds[:seeds]) for entry in STUDY]
-        asked = [(entry.task(), entry.request(backbone.config.width)) for entry in entries]
+        asked = [(entry.task(), ask(entry, width)) for entry in entries]
         train_each(bench, asked, needed="record", deadline=deadline)
 
 
