@@ -56,9 +56,7 @@ def measure(*, quick: bool, out: Path) -> Measured:
     plan = _plan([c for c in candidates if c.task in tasks], records[-1], out)
     chosen = {p.task: _chosen(p.run_id, candidates) for p in plan.tasks}
     rows = [_row(task, full[task], chosen[task], plan) for task in sorted(tasks)]
-    return Measured(
-        figures=_figures(rows, plan) | point_flops, details={"tasks": rows, "plan": msgspec.to_builtins(plan)}
-    )
+    return Measured(figures=_figures(rows, plan), details={"tasks": rows, "plan": msgspec.to_builtins(plan)})
 
 
 def _plan(candidates: Sequence[Candidate], last: RunRecord, out: Path) -> Plan:
