@@ -248,7 +248,7 @@ def fit(
     rng = np.random.default_rng(spec.seed)
     every_epoch = spec.fit_rows is None
     curve = [EpochPoint(epoch=0, train_loss=None, selection_metric=score(model))] if every_epoch else []
-    best_epoch, best_metric, best_state = 0, -math.inf, _copy_state(model)
+    best_epoch, best_metric, best_state = 0, -math.inf, dict[str, Tensor]()
     with torch.random.fork_rng():
         torch.manual_seed(spec.seed)
         for epoch in range(1, hyper.epochs + 1):
@@ -265,9 +265,12 @@ def fit(
             metric = score(model)
             curve.append(EpochPoint(epoch=epoch, train_loss=float(np.mean(losses)), selection_metric=metric))
             # A tie goes to the later epoch: on a plateau its loss is the lower one.
-            if metric >= best_metric:
-                best_epoch, best_metric, best_state = epoch, metric, _copy_state(model)
-    model.load_state_dict(best_state)
+            if best_epoch == 0 or metric >= best_metric:
+                best_epoch, best_metric = epoch, metric
+                if epoch < hyper.epochs:
+                    _keep_state(model, best_state)
+    if best_epoch < hyper.epochs:
+        model.load_state_dict(best_state)
     model.eval()
     return Fitted(curve=tuple(curve), best_epoch=best_epoch)
 
@@ -368,8 +371,10 @@ def _warm_up_and_decay(n_steps: int, warmup_share: float) -> Callable[[int], flo
     return factor
 
 
-def _copy_state(model: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+def _keep_state(model: nn.Module, kept: dict[str, Tensor]) -> None:
+    """Copy a model's state over what was kept before, so that there is never a second copy."""
+    for name, value in model.state_dict().items():
+        kept.setdefault(name, torch.empty_like(value)).copy_(value)
 
 
 def _per_row(flat: np.ndarray, split: Split, indices: np.ndarray) -> list[np.ndarray]:
