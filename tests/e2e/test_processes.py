@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tests.tiny import write_checkpoint
@@ -29,14 +30,15 @@ def command(tmp_path: Path) -> list[str]:
     return [sys.executable, "-c", "from trunkline.cli import main; main()", "train", str(task), *places, *options]
 
 
-def start(command: list[str], folder: Path) -> subprocess.Popen[bytes]:
+def start(command: list[str], folder: Path, *, out: bool = False) -> subprocess.Popen[bytes]:
     environment = {
         **os.environ,
         "TRUNKLINE_CACHE": str(folder / "cache"),
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(SOURCE),
     }
-    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    stdout = subprocess.PIPE if out else subprocess.DEVNULL
+    return subprocess.Popen(command, env=environment, stdout=stdout, stderr=subprocess.PIPE)
 
 
 def check_ledger(folder: Path) -> None:
@@ -70,3 +72,21 @@ def test_a_killed_process_is_gone_on_with(command: list[str], tmp_path: Path) ->
     _, errors = resumed.communicate(timeout=300)
     assert resumed.returncode == 0, errors.decode()
     check_ledger(tmp_path)
+
+
+def test_processes_share_a_search(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "backbone", backbone_of())
+    task = write_task(tmp_path, "topic", n_train=1400, n_dev=12)
+    places = ["--backbone", str(tmp_path / "backbone"), "--out", str(tmp_path / "runs")]
+    call = [sys.executable, "-c", "from trunkline.cli import main; main()", "search", str(task), *places]
+    processes = [start([*call, "--budget", "3", "--students", "0,1", "--json"], tmp_path, out=True) for _ in range(2)]
+    reports = []
+    for process in processes:
+        output, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors.decode()
+        (report,) = msgspec.json.decode(output)
+        reports.append(report)
+    assert reports[0]["winner"] == reports[1]["winner"]
+    assert [tried["run_id"] for tried in reports[0]["tried"]] == [tried["run_id"] for tried in reports[1]["tried"]]
+    ids = [record.run_id for record in Ledger(tmp_path / "runs").records()]
+    assert sorted(ids) == sorted({tried["run_id"] for tried in reports[0]["tried"]})

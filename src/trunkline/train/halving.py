@@ -5,7 +5,7 @@ What a trial's run measured stands in the ledger; the storage has a copy of the 
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -38,12 +38,20 @@ class BestHalf(BasePruner):
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
         """Whether a trial is among the worse half at its last step."""
-        return trial.last_step is not None and trial.number not in better_half(study, trial.last_step)
+        step, every = trial.last_step, range(len(study.get_trials(deepcopy=False)))
+        return step is not None and trial.number not in better_half(study, step, among=every)
 
 
-def better_half(study: Study, n_rows: int) -> set[int]:
-    """Numbers of the better half of all trials that were measured with so many rows; a tie goes to the earlier one."""
-    rivals = [each for each in study.get_trials(deepcopy=False) if n_rows in each.intermediate_values]
+def better_half(study: Study, n_rows: int, *, among: Collection[int]) -> set[int]:
+    """Numbers of the better half of some trials, by what they reached with so many rows; a tie goes to the earlier.
+
+    Args:
+        study: Whose trials.
+        n_rows: Learned from; trials that were not measured with so many are not among the better.
+        among: Numbers of the trials that are compared.
+    """
+    trials = study.get_trials(deepcopy=False)
+    rivals = [each for each in trials if each.number in among and n_rows in each.intermediate_values]
     order = sorted(rivals, key=lambda each: (-each.intermediate_values[n_rows], each.number))
     return {each.number for each in order[: max(1, len(order) // 2)]}
 

@@ -12,6 +12,7 @@ from functools import partial
 from statistics import fmean
 from typing import Any
 
+from filelock import FileLock
 from optuna.distributions import BaseDistribution
 from optuna.trial import Trial
 
@@ -146,8 +147,7 @@ class TaskSearch:
     ) -> list[tuple[Choice, list[RunRecord]]]:
         """Drop the weak on few rows, then train the rest on all rows, once a seed."""
         if self.request.exhaustive:
-            alive = [(None, choice) for choice in choices]
-            finals = [(choice, self._final(choice, taught)) for _, choice in alive]
+            finals = [(choice, self._final(choice, taught)) for choice in choices]
             finals.sort(key=lambda final: -self._worth(stage, final[0], _mean(final[1])))
             return finals[:n_final]
         rungs = self._rungs()
@@ -155,13 +155,13 @@ class TaskSearch:
         n_affordable = self._n_affordable(stage, payable, rungs, n_final)
         chosen = payable[:n_affordable]
         self.not_tried += [choice for choice in choices if choice not in chosen]
-        trials: list[tuple[Trial | None, Choice]] = [(None, choice) for choice in chosen]
-        if len(chosen) > n_final and rungs:
+        if len(chosen) > n_final:
             trials = self._proposed(stage, chosen, space)
-        for n_rows in rungs:
-            if len(trials) > n_final:
-                trials = self._rung(stage, trials, n_rows, n_final=n_final, taught=taught)
-        return [(choice, self._final(choice, taught)) for _, choice in trials[:n_final]]
+            for n_rows in rungs:
+                if len(trials) > n_final:
+                    trials = self._rung(stage, trials, n_rows, n_final=n_final, taught=taught)
+            chosen = [choice for _, choice in trials]
+        return [(choice, self._final(choice, taught)) for choice in chosen[:n_final]]
 
     def _rungs(self) -> list[int]:
         n_rows = len(self.task.fit)
@@ -173,6 +173,8 @@ class TaskSearch:
         allowance = self._left() - (self._reserve(choices[0]) if choices else 0.0)
         if stage == "teacher":
             allowance /= 2  # The other half is for students.
+        if not rungs:
+            return n_final  # Too few rows to try anything on a part of them.
         for count in range(len(choices), n_final, -1):
             # Of each rung the costlier half is assumed to stay.
             costs = [sorted((self._cost(c, rows) for c in choices[:count]), reverse=True) for rows in rungs]
@@ -200,25 +202,28 @@ class TaskSearch:
 
     def _proposed(
         self, stage: Stage, choices: Sequence[Choice], space: Mapping[str, BaseDistribution]
-    ) -> list[tuple[Trial | None, Choice]]:
+    ) -> list[tuple[Trial, Choice]]:
         subject = (self.task.task_digest, self.task.data_digest, self.bench.backbone.chain[-1], self.request)
         name = f"{self.task.spec.name}-{stage}-{spec_digest(subject)[:12]}"
         if stage == "student":
             # Students of another teacher are other trials.
             name += f"-{spec_digest(choices[0])[:8]}"
-        study = open_study(self.bench.ledger.folder, name, storage=self.request.storage)
+        folder = self.bench.ledger.folder
         read = partial(read_choice, like=choices[0], n_layers=self.n_layers)
-        return list(propose(study, choices, space=space, n_more=self.request.n_proposals, read=read))
+        # One process at a time, or two would propose the same trials twice.
+        with FileLock(folder / "search.lock"):
+            study = open_study(folder, name, storage=self.request.storage)
+            return list(propose(study, choices, space=space, n_more=self.request.n_proposals, read=read))
 
     def _rung(
         self,
         stage: Stage,
-        trials: Sequence[tuple[Trial | None, Choice]],
+        trials: Sequence[tuple[Trial, Choice]],
         n_rows: int,
         *,
         n_final: int,
         taught: RunRecord | None,
-    ) -> list[tuple[Trial | None, Choice]]:
+    ) -> list[tuple[Trial, Choice]]:
         """Run every trial on so many rows; keep the better half, and at the last rung as many as are trained out."""
         exits = sorted({choice.exit_layer for _, choice in trials})
         self.trunk.fill(self.task.fit.sample(n_rows), exits, dtype=self.request.cache_dtype)
@@ -231,14 +236,11 @@ class TaskSearch:
         ]
         best = max(range(len(trials)), key=lambda i: worth[i])
         for (trial, _), points in zip(trials, worth, strict=True):
-            if trial is not None:
-                report(trial, points, n_rows=n_rows)
+            report(trial, points, n_rows=n_rows)
         last = n_rows == self._rungs()[-1]
-        stays = {
-            i
-            for i, (trial, _) in enumerate(trials)
-            if trial is None or trial.number in better_half(trial.study, n_rows)
-        }
+        numbers = [trial.number for trial, _ in trials]
+        better = better_half(trials[0][0].study, n_rows, among=numbers)
+        stays = {i for i, number in enumerate(numbers) if number in better}
         if last or len(stays) < n_final:
             stays = set(self._first_of_the_best(worth, n_final))
         for i, ((trial, choice), record) in enumerate(zip(trials, records, strict=True)):
@@ -247,7 +249,7 @@ class TaskSearch:
             if i not in stays:
                 fate = f"dropped: {reached}, the best is {worth[best]:.1f} ({trials[best][1]})"
             self._note(choice, record, n_rows=n_rows, fate=fate)
-            if trial is not None and (i not in stays or last):
+            if i not in stays or last:
                 finish(trial, worth[i], pruned=i not in stays)
         return [trials[i] for i in sorted(stays)]
 
