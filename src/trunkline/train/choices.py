@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from trunkline.core.specs import Kind, Pooling, Spec
-from trunkline.train.spec import Distillation, Hyperparameters
+from trunkline.train.spec import Distillation, Hyperparameters, Preset
 
 Stage: TypeAlias = Literal["teacher", "student"]
 TEACHER_SHARES = (1 / 3, 5 / 6)
@@ -25,6 +25,7 @@ class Choice(Spec, frozen=True, kw_only=True):
         exit_layer: Trunk layers below.
         own_layers: Layers that are tuned.
         pooling: Where the head reads.
+        epochs: Passes over the rows.
         rate_factor: Times the preset's learning rate.
         init: Where a student starts; a teacher starts in the backbone.
         kd_temperature: T of a student; without effect on a teacher.
@@ -35,15 +36,16 @@ class Choice(Spec, frozen=True, kw_only=True):
     exit_layer: int
     own_layers: int
     pooling: Pooling
+    epochs: int
     rate_factor: float = 1.0
     init: Literal["backbone", "teacher"] = "teacher"
     kd_temperature: float = 2.0
     alpha: float = 0.3
 
     def tuned(self, hyperparameters: Hyperparameters) -> Hyperparameters:
-        """The preset's hyperparameters at this choice's rate."""
+        """The preset's hyperparameters at this choice's rate and epochs."""
         rate = hyperparameters.learning_rate * self.rate_factor
-        return msgspec.structs.replace(hyperparameters, learning_rate=rate)
+        return msgspec.structs.replace(hyperparameters, learning_rate=rate, epochs=self.epochs)
 
     def distilled(self, distillation: Distillation) -> Distillation:
         """The preset's distillation with this choice's T and alpha."""
@@ -51,7 +53,7 @@ class Choice(Spec, frozen=True, kw_only=True):
 
     def __str__(self) -> str:
         """As it is printed."""
-        said = f"exit {self.exit_layer} + {self.own_layers} own, {self.pooling}"
+        said = f"exit {self.exit_layer} + {self.own_layers} own, {self.pooling}, {self.epochs} epochs"
         if self.rate_factor != 1:
             said += f", rate x {self.rate_factor:g}"
         if self.stage == "student":
@@ -65,12 +67,13 @@ def teacher_layers(n_layers: int) -> range:
     return range(low, max(low, min(high, n_layers - 1)) + 1)
 
 
-def teacher_choices(n_layers: int, *, poolings: tuple[Pooling, ...]) -> list[Choice]:
+def teacher_choices(n_layers: int, *, poolings: tuple[Pooling, ...], preset: Preset) -> list[Choice]:
     """Teachers, the most promising first: half of the layers, then fewer, then more; the other pooling; other rates.
 
     Args:
         n_layers: Of the backbone.
         poolings: Those that are searched, the task's own first.
+        preset: Says the epochs.
     """
     layers = teacher_layers(n_layers)
     middle = layers[len(layers) // 2] if len(layers) % 2 else layers[len(layers) // 2 - 1]
@@ -82,6 +85,7 @@ def teacher_choices(n_layers: int, *, poolings: tuple[Pooling, ...]) -> list[Cho
             exit_layer=n_layers - count,
             own_layers=count,
             pooling=pooling,
+            epochs=preset.partial.epochs,
             rate_factor=factor,
             init="backbone",
         )
@@ -93,16 +97,14 @@ def teacher_choices(n_layers: int, *, poolings: tuple[Pooling, ...]) -> list[Cho
     return [first[0], *others[:1], *first[1:], *rates, *others[1:]]
 
 
-def student_choices(
-    n_layers: int, *, teacher: Choice, student_layers: tuple[int, ...], distillation: Distillation
-) -> list[Choice]:
+def student_choices(n_layers: int, *, teacher: Choice, student_layers: tuple[int, ...], preset: Preset) -> list[Choice]:
     """Students of a teacher, shorter than it, the most promising first: at its exit, then deeper, then other settings.
 
     Args:
         n_layers: Of the backbone.
         teacher: The one that was chosen.
         student_layers: Numbers l that are searched.
-        distillation: The preset's.
+        preset: Says epochs, T and alpha.
     """
     counts = sorted((count for count in student_layers if count < teacher.own_layers), reverse=True)
     exits = [teacher.exit_layer, *range(teacher.exit_layer + 1, n_layers + 1), *range(teacher.exit_layer - 1, -1, -1)]
@@ -111,8 +113,9 @@ def student_choices(
         fields = {
             "exit_layer": exit_layer,
             "own_layers": count,
-            "kd_temperature": distillation.kd_temperature,
-            "alpha": distillation.alpha,
+            "epochs": preset.student.epochs,
+            "kd_temperature": preset.distillation.kd_temperature,
+            "alpha": preset.distillation.alpha,
         } | changes
         return Choice(stage="student", pooling=teacher.pooling, **fields)  # type: ignore[arg-type]
 
@@ -126,25 +129,24 @@ def student_choices(
         choice(longest.exit_layer, longest.own_layers, init="backbone"),
         choice(longest.exit_layer, longest.own_layers, kd_temperature=4.0, alpha=0.0),
         choice(longest.exit_layer, longest.own_layers, rate_factor=2.0),
+        choice(longest.exit_layer, longest.own_layers, epochs=2 * preset.student.epochs),
     ]
     shallower = [choice(e, count) for e, count in fitting if e < teacher.exit_layer]
     return [*at_exit, *deeper, *variants, *shallower]
 
 
-def grid(n_layers: int, *, pooling: Pooling) -> list[Choice]:
+def grid(n_layers: int, *, pooling: Pooling, preset: Preset) -> list[Choice]:
     """The paper's grid of teachers (section 3.1): every L, at the preset's rate."""
-    return [c for c in teacher_choices(n_layers, poolings=(pooling,)) if c.rate_factor == 1]
+    return [c for c in teacher_choices(n_layers, poolings=(pooling,), preset=preset) if c.rate_factor == 1]
 
 
-def student_grid(
-    n_layers: int, *, teacher: Choice, student_layers: tuple[int, ...], distillation: Distillation
-) -> list[Choice]:
+def student_grid(n_layers: int, *, teacher: Choice, student_layers: tuple[int, ...], preset: Preset) -> list[Choice]:
     """Every student of a teacher at every exit, at the preset's settings."""
-    every = student_choices(n_layers, teacher=teacher, student_layers=student_layers, distillation=distillation)
+    every = student_choices(n_layers, teacher=teacher, student_layers=student_layers, preset=preset)
     if not every:
         return []
     usual = every[0]
-    settings = ("init", "rate_factor", "kd_temperature", "alpha")
+    settings = ("epochs", "init", "rate_factor", "kd_temperature", "alpha")
     return [c for c in every if all(getattr(c, name) == getattr(usual, name) for name in settings)]
 
 

@@ -26,6 +26,7 @@ from trunkline.train.choices import Choice, teacher_layers
 
 JOURNAL = "search.journal"
 RATE_RANGE = (0.25, 4.0)
+EPOCH_RANGE = (1, 10)
 TEMPERATURE_RANGE = (1.0, 8.0)
 Read: TypeAlias = Callable[[Mapping[str, Any]], Choice | None]
 
@@ -62,6 +63,7 @@ def teacher_space(n_layers: int, poolings: tuple[Pooling, ...]) -> dict[str, Bas
     return {
         "own_layers": IntDistribution(layers[0], layers[-1]),
         "pooling": CategoricalDistribution(poolings),
+        "epochs": IntDistribution(*EPOCH_RANGE),
         "rate_factor": FloatDistribution(*RATE_RANGE, log=True),
     }
 
@@ -72,6 +74,7 @@ def student_space(n_layers: int, student_layers: tuple[int, ...]) -> dict[str, B
         "exit_layer": IntDistribution(0, n_layers),
         "own_layers": IntDistribution(min(student_layers), max(student_layers)),
         "init": CategoricalDistribution(("teacher", "backbone")),
+        "epochs": IntDistribution(*EPOCH_RANGE),
         "rate_factor": FloatDistribution(*RATE_RANGE, log=True),
         "kd_temperature": FloatDistribution(*TEMPERATURE_RANGE, log=True),
         "alpha": FloatDistribution(0.0, 1.0),
@@ -119,7 +122,7 @@ def open_study(runs: Path, name: str, *, storage: str | None) -> Study:
     except (OSError, ImportError, ValueError, RuntimeError, SQLAlchemyError) as error:
         raise TrainingError(
             f"search storage {storage or runs / JOURNAL}: cannot be opened ({error}); check the address and that its "
-            "driver is installed (PostgreSQL: pip install psycopg2-binary)"
+            "driver is installed (PostgreSQL: pip install 'psycopg[binary]')"
         ) from error
 
 

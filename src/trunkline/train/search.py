@@ -12,6 +12,7 @@ from functools import partial
 from statistics import fmean
 from typing import Any
 
+import msgspec
 from filelock import FileLock
 from optuna.distributions import BaseDistribution
 from optuna.trial import Trial
@@ -86,9 +87,9 @@ class TaskSearch:
         request = self.request
         poolings = searched_poolings(self.task.spec.kind, self.task.spec.pooling)
         if request.exhaustive:
-            teachers = grid(self.n_layers, pooling=self.task.spec.pooling)
+            teachers = grid(self.n_layers, pooling=self.task.spec.pooling, preset=request.preset)
         else:
-            teachers = teacher_choices(self.n_layers, poolings=poolings)
+            teachers = teacher_choices(self.n_layers, poolings=poolings, preset=request.preset)
         teacher = self._race("teacher", teachers, teacher_space(self.n_layers, poolings), n_final=1, taught=None)[0]
         taught = max(teacher[1], key=lambda record: record.selection_metric)
         listed = student_grid if request.exhaustive else student_choices
@@ -96,7 +97,7 @@ class TaskSearch:
             self.n_layers,
             teacher=teacher[0],
             student_layers=request.student_layers,
-            distillation=request.preset.distillation,
+            preset=request.preset,
         )
         space = student_space(self.n_layers, request.student_layers)
         finals = self._race("student", students, space, n_final=request.n_students, taught=taught)
@@ -194,8 +195,8 @@ class TaskSearch:
         if choice.stage == "teacher":
             shorter = [count for count in self.request.student_layers if count < choice.own_layers]
             for count in sorted(shorter)[-2:][:1]:
-                student = Choice(
-                    stage="student", exit_layer=choice.exit_layer, own_layers=count, pooling=choice.pooling
+                student = msgspec.structs.replace(
+                    choice, stage="student", own_layers=count, epochs=self.request.preset.student.epochs
                 )
                 reserve += self.request.n_students * n_seeds * self._cost(student, None)
         return reserve

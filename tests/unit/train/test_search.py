@@ -13,7 +13,6 @@ from trunkline.train.choices import grid, student_choices, student_grid, teacher
 from trunkline.train.pipeline import prepare_tasks
 from trunkline.train.search import TaskSearch
 from trunkline.train.search_spec import SearchReport, SearchRequest
-from trunkline.train.spec import Distillation
 
 
 def searched(folder: Path, *, reporter: Reporter | None = None, **fields: Any) -> tuple[SearchReport, TaskSearch]:
@@ -32,16 +31,16 @@ def test_layers_are_the_papers_shares_of_any_depth() -> None:
 
 
 def test_choices_begin_at_half_the_layers_and_each_is_listed_once() -> None:
-    choices = teacher_choices(12, poolings=("cls", "mean"))
+    choices = teacher_choices(12, poolings=("cls", "mean"), preset=QUICK_PRESET)
     assert (choices[0].own_layers, choices[0].pooling) == (7, "cls")
     assert choices[1].pooling == "mean"
     assert len(set(choices)) == len(choices)
-    assert {choice.own_layers for choice in grid(12, pooling="cls")} == set(teacher_layers(12))
+    assert {choice.own_layers for choice in grid(12, pooling="cls", preset=QUICK_PRESET)} == set(teacher_layers(12))
 
 
 def test_students_are_shorter_than_their_teacher_and_read_inside_the_backbone() -> None:
-    (teacher, *_) = teacher_choices(6, poolings=("cls",))
-    fields = {"teacher": teacher, "student_layers": (0, 1, 2, 3), "distillation": Distillation()}
+    (teacher, *_) = teacher_choices(6, poolings=("cls",), preset=QUICK_PRESET)
+    fields = {"teacher": teacher, "student_layers": (0, 1, 2, 3), "preset": QUICK_PRESET}
     students = student_choices(6, **fields)
     assert all(student.own_layers < teacher.own_layers for student in students)
     assert all(student.exit_layer + student.own_layers <= 6 for student in students)
