@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from tests.tiny_records import run_record
+from tests.tiny_records import run_record, run_spec
 from trunkline.model.cost import EncoderSizes
-from trunkline.train.reproduction import Study
 from trunkline.train.spec import Distillation, RunRecord, TrainRequest
+from trunkline.train.study import Study
 
 SIZES = EncoderSizes(n_layers=4, width=8, n_heads=2, ffn_width=16)
 TASKS = ("mood", "topic")
@@ -30,12 +30,21 @@ def runs_of(task: str, arm: str, exit_layer: int, own_layers: int, points: float
         "hyperparameters": getattr(preset, arm),
     }  # fmt: skip
     if arm == "student":
-        fields |= {"distillation": Distillation(), "taught_by": "partial", "label_teachers": ("t",)}
-        fields["init_from"] = "t" if changes.get("init") == "teacher" else None
+        teacher = changes.pop("teacher", None) or teacher_id(task, 4 - exit_layer)
+        fields |= {"distillation": Distillation(), "taught_by": "partial", "label_teachers": (teacher,)}
+        fields["init_from"] = teacher if changes.get("init") == "teacher" else None
     return [
         run_record(points + 10 + 2 * seed, dev=points + 2 * seed, **(fields | changes | {"seed": seed}))
         for seed in SEEDS
     ]
+
+
+def teacher_id(task: str, own_layers: int) -> str:
+    """The run of `runs_of` that tunes so many layers with seed 0."""
+    hyperparameters = TrainRequest(layers=(1,)).preset.for_layers(own_layers)
+    return run_spec(
+        task=task, arm="partial", exit_layer=4 - own_layers, own_layers=own_layers, hyperparameters=hyperparameters
+    ).run_id
 
 
 def whole_task(task: str, *, best: int = 3) -> list[RunRecord]:

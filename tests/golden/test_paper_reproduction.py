@@ -8,9 +8,10 @@ import pytest
 
 from trunkline.model.cost import EncoderSizes
 from trunkline.train.candidates import Candidate
-from trunkline.train.reproduction import Reproduction, Row, Rows, Study, average, task_cells, teacher_range
+from trunkline.train.reproduction import Reproduction, Row, Rows, average, task_cells, teacher_range
 from trunkline.train.reproduction_tables import make_reproduction
 from trunkline.train.spec import TrainRequest
+from trunkline.train.study import Study
 
 PAPER: dict[str, Any] = json.loads((Path(__file__).parent / "paper_tables.json").read_text("utf-8"))
 BERT = EncoderSizes(n_layers=12, width=768, n_heads=12, ffn_width=3072)

@@ -19,7 +19,7 @@ from trunkline.cli.options import (
     train_request,
 )
 from trunkline.cli.show import show_json
-from trunkline.core.errors import SpecError
+from trunkline.core.errors import MissingDependencyError, SpecError
 
 if TYPE_CHECKING:
     from trunkline.model.backbone import Backbone
@@ -36,9 +36,8 @@ def reproduce_command(  # noqa: PLR0913 - each option is one of the study's choi
     students: Annotated[str, typer.Option(help="Numbers l of student layers.")] = "1,2,3",
     preset: PresetOption = "default",
     cache_limit: CacheLimitOption = "",
-    budget_minutes: Annotated[
-        float | None, typer.Option(help="Begin no run after so many minutes; 0: only the report.")
-    ] = None,
+    budget_minutes: Annotated[float | None, typer.Option(help="Begin no run after so many minutes.")] = None,
+    report_only: Annotated[bool, typer.Option("--report-only", help="Begin no run; report what there is.")] = False,
     report: Annotated[Path | None, typer.Option(help="Folder of the report; OUT/report by default.")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -47,16 +46,17 @@ def reproduce_command(  # noqa: PLR0913 - each option is one of the study's choi
     from trunkline.reports.write import write_report
     from trunkline.train.cache_room import parse_size
     from trunkline.train.ledger import Ledger
-    from trunkline.train.reproduction import Study, check_studied
+    from trunkline.train.reproduction import check_studied
     from trunkline.train.reproduction_tables import reproduce
+    from trunkline.train.study import Study
 
-    deadline = _deadline(budget_minutes)
+    deadline = _deadline(budget_minutes, report_only=report_only)
     limit_bytes = parse_size(cache_limit) if cache_limit else None
     specs = read_tasks(tasks)
     check_studied(specs)
     loaded = open_backbone(backbone)
     request = _request(loaded, layers=layers, seeds=seeds, students=students, preset=preset)
-    if budget_minutes != 0:
+    if not report_only:
         from trunkline.train.pipeline import train_each
 
         with open_bench(loaded, out, limit_bytes=limit_bytes) as bench:
@@ -68,23 +68,29 @@ def reproduce_command(  # noqa: PLR0913 - each option is one of the study's choi
     else:
         typer.echo(markdown_tables(made))
     folder = report or out / "report"
-    write_report(made, folder)
+    try:
+        write_report(made, folder)
+    except MissingDependencyError as error:
+        typer.echo(f"no picture was drawn: {error}", err=True)
     n_open = made.cells_wanted - made.cells_done
     state = f"{n_open} of {made.cells_wanted} cells are open: the same command goes on" if n_open else "no cell is open"
     typer.echo(f"written to {folder}; {state}", err=True)
 
 
-def _deadline(budget_minutes: float | None) -> float | None:
+def _deadline(budget_minutes: float | None, *, report_only: bool) -> float | None:
     """When the last run may begin, in seconds of `time.monotonic`.
 
     Raises:
-        SpecError: The budget is negative or no number.
+        SpecError: The budget is no number above 0, or there is one for no runs.
     """
     if budget_minutes is None:
         return None
-    if not 0 <= budget_minutes < math.inf:
+    if report_only:
+        raise SpecError("--budget-minutes: is of runs, and --report-only begins no run; leave one of the two out")
+    if not 0 < budget_minutes < math.inf:
         raise SpecError(
-            f"--budget-minutes is {budget_minutes:g}; give minutes from 0, or leave it out to run everything"
+            f"--budget-minutes is {budget_minutes:g}; give minutes above 0, or leave it out to run everything; "
+            "--report-only begins no run"
         )
     return time.monotonic() + 60 * budget_minutes
 

@@ -148,7 +148,7 @@ class FrontPoint(Spec, frozen=True, kw_only=True):
         trunk_depth: Deepest exit layer.
         layer_cost: Trunk depth plus all own layers.
         flops: Floating-point operations by formula.
-        flops_share: Of what one whole backbone a task would take.
+        flops_share: Of what one whole backbone a task would take (`trunkline.train.price.Prices.share`).
         ms: Milliseconds by the cost table; None without one.
         tasks: The choices, by task name.
     """
@@ -256,7 +256,7 @@ def point_of(chosen: Mapping[str, Placed], contest: Contest, request: PlanReques
         trunk_depth=max(p.exit_layer for p in every.values()),
         layer_cost=prices["layers"].total(every.values()),
         flops=flops,
-        flops_share=flops / (len(every) * contest.n_layers * prices["flops"].own_layer),
+        flops_share=prices["flops"].share(every.values(), contest.n_layers),
         ms=prices["ms"].total(every.values()) / 1e6 if "ms" in prices else None,
         tasks=tuple(
             FrontTask(

@@ -111,7 +111,7 @@ class Plan(Spec, frozen=True, kw_only=True):
         single_task_layers: What one whole backbone a task would cost.
         tokens: Length of the row that the operations are of.
         flops: Floating-point operations of one row when every task is asked, by formula.
-        flops_share: Of what one whole backbone a task would take.
+        flops_share: Of what one whole backbone a task would take (`trunkline.train.price.Prices.share`).
         ms: The same in milliseconds by the cost table; None without one.
         n_runs_left_out: Runs of these tasks on other rows, labels or selection than were asked for last.
         kept: The bundle whose other tasks stay; they count in all sums above. None for a plan of its own.

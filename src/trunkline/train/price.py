@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from decimal import ROUND_HALF_EVEN, Decimal
 from pathlib import Path
 from typing import Literal, Protocol, TypeAlias
 
@@ -21,12 +22,13 @@ STEPS_OF_UNIT: dict[Unit, int] = {"layers": 1, "flops": 1, "ms": 1_000_000}
 """How many of the smallest steps make one unit."""
 
 LONGEST_MS = 1_000_000  # Sums of many such costs in nanoseconds still fit 64 bits.
-_FACTORS = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+_FACTORS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_DIGITS = 4  # Of a cost in print.
 _BUDGET = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:(layers?)|([KMGT]?)FLOPs?|(ms))\s*", re.IGNORECASE)
 
 
-class Placed(Protocol):
-    """A branch at its place: what its share of a plan's cost and points follows from."""
+class Sized(Protocol):
+    """A branch at its place: what its cost follows from."""
 
     @property
     def exit_layer(self) -> int:
@@ -40,6 +42,10 @@ class Placed(Protocol):
     def folded(self) -> bool:
         """Whether its last layer makes the first token alone."""
 
+
+class Placed(Sized, Protocol):
+    """A branch at its place, and what it reaches."""
+
     @property
     def selection_mean(self) -> float:
         """What it reaches, points."""
@@ -47,6 +53,15 @@ class Placed(Protocol):
     @property
     def run_id(self) -> str:
         """The run that it came of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A branch at its place, as values; attributes as of `Sized`."""
+
+    exit_layer: int
+    own_layers: int
+    folded: bool
 
 
 class Budget(Spec, frozen=True, kw_only=True):
@@ -67,13 +82,13 @@ class Budget(Spec, frozen=True, kw_only=True):
 
     @property
     def steps(self) -> int:
-        """In the unit's smallest steps, rounded down; a hair that binary fractions take off is not taken off."""
-        return math.floor(self.amount * STEPS_OF_UNIT[self.unit] + 1e-6)
+        """In the unit's smallest steps, rounded down; the amount is taken as it is printed."""
+        return math.floor(Decimal(repr(self.amount)) * STEPS_OF_UNIT[self.unit])
 
     @property
     def text(self) -> str:
-        """For people."""
-        return cost_text(self.steps, self.unit)
+        """For people, exact."""
+        return cost_text(self.steps, self.unit, rounding=None)
 
 
 class CostTable(Spec, frozen=True, kw_only=True):
@@ -126,17 +141,29 @@ class Prices:
         """Cost of all that is paid once, for a trunk of so many layers."""
         return self.request + depth * self.trunk_layer
 
-    def own(self, placed: Placed) -> int:
+    def own(self, placed: Sized) -> int:
         """Cost of one branch."""
         if placed.own_layers == 0:
             return self.branch
         last = self.folded_layer if placed.folded else self.own_layer
         return self.branch + (placed.own_layers - 1) * self.own_layer + last
 
-    def total(self, branches: Iterable[Placed]) -> int:
+    def total(self, branches: Iterable[Sized]) -> int:
         """Cost of a plan: the trunk down to the deepest exit, once, and every branch."""
         every = list(branches)
         return self.trunk(max((b.exit_layer for b in every), default=0)) + sum(self.own(b) for b in every)
+
+    def share(self, branches: Iterable[Sized], n_layers: int) -> float:
+        """Cost of a plan as a share of what single models would cost: one whole backbone a task.
+
+        The last layer of a single model is folded where the task's branch folds, as an engine would run it.
+
+        Args:
+            branches: One a task, at least one.
+            n_layers: Of the backbone.
+        """
+        every = list(branches)
+        return self.total(every) / sum(self.own(Part(0, n_layers, branch.folded)) for branch in every)
 
 
 LAYER_PRICES = Prices("layers", trunk_layer=1, own_layer=1, folded_layer=1)
@@ -167,19 +194,29 @@ def ms_prices(table: CostTable) -> Prices:
     )
 
 
-def cost_text(steps: int, unit: Unit) -> str:
-    """A cost for people: ``1 layer``, ``3.5 GFLOP`` or ``12 ms``.
+def cost_text(steps: int, unit: Unit, *, rounding: str | None = ROUND_HALF_EVEN) -> str:
+    """A cost for people, which `parse_budget` can read: ``1 layer``, ``3.5 GFLOP`` or ``12 ms``.
 
     Args:
         steps: In the unit's smallest steps.
         unit: Of what.
+        rounding: To four digits, as a mode of `decimal`: what somebody may take as a budget is rounded up
+            (`decimal.ROUND_CEILING`). None for all digits.
     """
     if unit == "layers":
         return f"{steps} layer" if steps == 1 else f"{steps} layers"
     if unit == "ms":
-        return f"{steps / STEPS_OF_UNIT['ms']:.4g} ms"
+        return f"{_number(steps, STEPS_OF_UNIT['ms'], rounding)} ms"
     prefix = next((name for name in "TGMK" if steps >= _FACTORS[name]), "")
-    return f"{steps / _FACTORS[prefix]:.4g} {prefix}FLOP"
+    return f"{_number(steps, _FACTORS[prefix], rounding)} {prefix}FLOP"
+
+
+def _number(steps: int, factor: int, rounding: str | None) -> str:
+    """Steps by a power of ten, without an exponent."""
+    amount = Decimal(steps) / factor
+    if rounding is not None and amount:
+        amount = amount.quantize(Decimal(1).scaleb(amount.adjusted() + 1 - _DIGITS), rounding=rounding)
+    return f"{amount.normalize():f}"
 
 
 def parse_budget(text: str) -> Budget:
@@ -191,14 +228,15 @@ def parse_budget(text: str) -> Budget:
     found = _BUDGET.fullmatch(text)
     if found is None:
         raise SpecError(
-            f"budget {text!r}: is not a budget; give a number and one of layers, MFLOP, GFLOP, TFLOP, ms, "
-            "for example 20layers"
+            f"budget {text!r}: is not a budget; give a number and one of layers, FLOP, KFLOP, MFLOP, GFLOP, "
+            "TFLOP, ms; for example 20layers"
         )
     if found[2]:
         return Budget(amount=float(found[1]), unit="layers")
     if found[4]:
         return Budget(amount=float(found[1]), unit="ms")
-    return Budget(amount=float(found[1]) * _FACTORS[found[3].upper()], unit="flops")
+    # Whole operations: as a binary fraction 4.35 tera would lack one.
+    return Budget(amount=float(math.floor(Decimal(found[1]) * _FACTORS[found[3].upper()])), unit="flops")
 
 
 def read_cost_table(path: Path) -> CostTable:

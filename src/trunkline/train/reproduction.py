@@ -9,10 +9,10 @@ from statistics import fmean, stdev
 
 from trunkline.core.errors import SpecError
 from trunkline.core.specs import Metric, Spec, TaskSpec
-from trunkline.model.backbone import Backbone
-from trunkline.model.cost import EncoderSizes, sizes_of
-from trunkline.train.candidates import Candidate, best_partial, candidates_of, comparable
-from trunkline.train.spec import Arm, Init, RunRecord, RunSpec, TrainRequest, teachers_of
+from trunkline.model.cost import EncoderSizes
+from trunkline.train.candidates import Candidate, best_partial, candidates_of
+from trunkline.train.spec import Arm, Init, RunRecord, TrainRequest, teachers_of
+from trunkline.train.study import Study, asked_records
 
 MIN_GAINS = (1.0, 2.0, 3.0)
 """The paper's c: its table 2 has the first, its table 5 all of them."""
@@ -68,7 +68,7 @@ class Cost(Spec, frozen=True, kw_only=True):
         own_layers: Layers of all branches.
         overhead: Both together.
         share: Of the layers of one whole backbone a task, 0 to 1.
-        flops_share: Of their floating-point operations, 0 to 1; last layers are folded where they can be.
+        flops_share: Of their floating-point operations, 0 to 1 (`trunkline.train.price.Prices.share`).
     """
 
     trunk_depth: int
@@ -162,28 +162,6 @@ class Reproduction(Spec, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Study:
-    """What is to be reproduced.
-
-    Attributes:
-        backbone: Its name.
-        backbone_digest: The last value of its trunk chain.
-        sizes: Of the backbone.
-        requests: Task name -> what is asked for it, in the order of the columns.
-    """
-
-    backbone: str
-    backbone_digest: str
-    sizes: EncoderSizes
-    requests: Mapping[str, TrainRequest]
-
-    @staticmethod
-    def of(backbone: Backbone, requests: Mapping[str, TrainRequest]) -> "Study":
-        """A study on a backbone that is at hand."""
-        return Study(backbone.name, backbone.chain[-1], sizes_of(backbone.config), requests)
-
-
-@dataclass(frozen=True, slots=True)
 class Rows:
     """Rows that a task learns from: how many, and their mean length in tokens."""
 
@@ -242,8 +220,8 @@ def teacher_range(layers: Sequence[int], n_layers: int) -> tuple[int, ...]:
     found = tuple(count for count in layers if low <= count <= high)
     if not found:
         raise SpecError(
-            f"reproduce: --layers {', '.join(map(str, layers)) or 'is empty'}: none is within {low}..{high}, and only "
-            f"these may teach students on {n_layers} layers (the paper's 4 to 10 of 12); add one"
+            f"numbers L of tuned layers: {', '.join(map(str, layers)) or 'none'}; students on {n_layers} layers are "
+            f"taught by {low} to {high} of them (the paper's 4 to 10 of 12); add one of these"
         )
     return found
 
@@ -277,32 +255,11 @@ def task_cells(study: Study, candidates: Sequence[Candidate], rows: Mapping[str,
     return made
 
 
-def asked_records(study: Study, records: Sequence[RunRecord]) -> list[RunRecord]:
-    """Of a ledger's records those that the study asks for, on the rows that were asked for last."""
-    own = [r for r in records if r.spec.task in study.requests and r.spec.backbone_digest == study.backbone_digest]
-    return [r for r in comparable(own) if _is_asked(r.spec, study.requests[r.spec.task])]
-
-
 def cells_of_records(study: Study, records: Sequence[RunRecord]) -> list[TaskCells]:
     """`task_cells` from a ledger's records, whatever else they hold."""
     asked = asked_records(study, records)
     rows = {r.spec.task: Rows(r.n_train_rows, r.mean_tokens) for r in asked}
     return task_cells(study, candidates_of(asked), rows)
-
-
-def _is_asked(spec: RunSpec, request: TrainRequest) -> bool:
-    same_way = spec.selection == request.selection and spec.cache_dtype == request.cache_dtype
-    if not same_way or spec.seed not in request.seeds or spec.fit_rows is not None or spec.transfer is not None:
-        return False
-    preset = request.preset
-    if spec.arm != "student":
-        asked = preset.full if spec.arm == "full" else preset.for_layers(spec.own_layers)
-        return spec.hyperparameters == asked
-    return (
-        spec.hyperparameters == preset.student
-        and spec.distillation == preset.distillation
-        and spec.taught_by == request.label_teacher
-    )
 
 
 def _cells_of_task(

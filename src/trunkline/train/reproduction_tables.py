@@ -6,8 +6,9 @@ from statistics import fmean
 
 import msgspec
 
-from trunkline.model.cost import EncoderSizes, branch_flops, layer_flops
+from trunkline.model.cost import EncoderSizes
 from trunkline.train.plan import choose_by_gain
+from trunkline.train.price import LAYER_PRICES, Part, flop_prices
 from trunkline.train.reproduction import (
     MIN_GAINS,
     Cell,
@@ -15,7 +16,6 @@ from trunkline.train.reproduction import (
     Reproduction,
     Row,
     StudiedTask,
-    Study,
     TaskCells,
     TradeOff,
     average,
@@ -23,6 +23,7 @@ from trunkline.train.reproduction import (
     mean_gain_of_teacher_init,
 )
 from trunkline.train.spec import RunRecord
+from trunkline.train.study import Study
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,18 +126,16 @@ def _with_cost(row: Row, finished: Sequence[TaskCells], sizes: EncoderSizes) -> 
 
 def _cost(cells: Sequence[Cell], tasks: Sequence[TaskCells], sizes: EncoderSizes) -> Cost:
     """Of one row of these tasks' mean length that every one of them is asked about; full fine-tuning shares nothing."""
-    tokens = [fmean(each.rows.mean_tokens for each in tasks if each.rows is not None)]
-    depth = max(cell.exit_layer or 0 for cell in cells)
-    own = sum(cell.own_layers for cell in cells)
-    pairs = list(zip(cells, tasks, strict=True))
-    branches = [branch_flops(sizes, tokens, own_layers=cell.own_layers, folded=each.folded) for cell, each in pairs]
-    whole = [branch_flops(sizes, tokens, own_layers=sizes.n_layers, folded=each.folded) for each in tasks]
+    tokens = fmean(each.rows.mean_tokens for each in tasks if each.rows is not None)
+    branches = [
+        Part(cell.exit_layer or 0, cell.own_layers, each.folded) for cell, each in zip(cells, tasks, strict=True)
+    ]
     return Cost(
-        trunk_depth=depth,
-        own_layers=own,
-        overhead=depth + own,
-        share=(depth + own) / (sizes.n_layers * len(tasks)),
-        flops_share=(depth * layer_flops(sizes, tokens) + sum(branches)) / sum(whole),
+        trunk_depth=max(branch.exit_layer for branch in branches),
+        own_layers=sum(branch.own_layers for branch in branches),
+        overhead=LAYER_PRICES.total(branches),
+        share=LAYER_PRICES.share(branches, sizes.n_layers),
+        flops_share=flop_prices(sizes, tokens).share(branches, sizes.n_layers),
     )
 
 

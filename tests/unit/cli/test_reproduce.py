@@ -80,7 +80,7 @@ def test_a_branch_that_is_gone_is_not_trained_again(place: Path, tmp_path: Path)
 
 def test_with_a_budget_of_nothing_it_only_reports(place: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(place, tmp_path / "copy", ignore=shutil.ignore_patterns("runs")))
-    shown = reproduce(copy, "--budget-minutes", "0", "--report", tmp_path / "report")
+    shown = reproduce(copy, "--report-only", "--report", tmp_path / "report")
     assert shown.code == 0
     assert f"{CELLS} of {CELLS} cells are open: the same command goes on" in shown.err
     assert read(tmp_path / "report").cells_done == 0
@@ -103,9 +103,10 @@ def test_a_budget_that_is_over_begins_no_run_and_the_next_command_goes_on(place:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--budget-minutes", "-1"), "--budget-minutes is -1; give minutes from 0"),
-        (("--budget-minutes", "nan"), "--budget-minutes is nan; give minutes from 0"),
-        (("--layers", "1,4"), "--layers 1, 4: none is within 2..3"),
+        (("--budget-minutes", "0"), "--budget-minutes is 0; give minutes above 0"),
+        (("--budget-minutes", "nan"), "--budget-minutes is nan; give minutes above 0"),
+        (("--budget-minutes", "1", "--report-only"), "--report-only begins no run; leave one of the two out"),
+        (("--layers", "1,4"), "1, 4; students on 4 layers are taught by 2 to 3"),
         (("--seeds", ""), "no seeds; give at least one"),
         (("--cache-limit", "much"), "size 'much': is not a size"),
     ],

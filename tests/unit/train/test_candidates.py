@@ -119,6 +119,37 @@ def test_transfer_sets_compete_for_one_place() -> None:
     assert candidate.run_id == more.run_id
 
 
+def test_students_that_start_in_teachers_of_two_lengths_are_two_candidates() -> None:
+    teachers = {n: run_record(70.0, exit_layer=4 - n, own_layers=n) for n in (2, 3)}
+    students = [
+        run_record(points + seed, seed=seed, arm="student", own_layers=1, init="teacher", init_from=run_id)
+        for points, run_id in ((80.0, teachers[2].run_id), (90.0, teachers[3].run_id), (60.0, "gone"))
+        for seed in (0, 1)
+    ]
+    for records in ([*teachers.values(), *students], [*reversed(students), *teachers.values()]):
+        found = [c for c in candidates_of(records) if c.arm == "student"]
+        assert [(c.started_in, c.selection_metrics) for c in found] == [
+            (2, (80.0, 81.0)), (3, (90.0, 91.0)), ("gone", (60.0, 61.0)),
+        ]  # fmt: skip
+        assert found[0].run_ids == (students[0].run_id, students[1].run_id)
+
+
+def test_seeds_that_start_in_teachers_of_one_length_are_one_candidate() -> None:
+    teachers = [run_record(70.0, seed=seed) for seed in (0, 1)]
+    students = [
+        run_record(80.0, seed=seed, arm="student", own_layers=1, init="teacher", init_from=teacher.run_id)
+        for seed, teacher in enumerate(teachers)
+    ]
+    (found,) = [c for c in candidates_of([*teachers, *students]) if c.arm == "student"]
+    assert (found.seeds, found.started_in) == ((0, 1), 2)
+
+
+def test_the_order_of_candidates_does_not_depend_on_the_ledgers() -> None:
+    records = [run_record(80.0, pooling=pooling) for pooling in ("mean", "cls")]
+    assert [c.pooling for c in candidates_of(records)] == ["cls", "mean"]
+    assert candidates_of(records) == candidates_of(records[::-1])
+
+
 def test_warm_starts_in_two_branches_are_not_seeds_of_one_candidate() -> None:
     first = [run_record(points, seed=seed, init="branch", init_from="a") for seed, points in enumerate((80.0, 82.0))]
     second = [run_record(points, seed=seed, init="branch", init_from="b") for seed, points in enumerate((70.0, 95.0))]

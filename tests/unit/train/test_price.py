@@ -1,6 +1,7 @@
 """Budgets, cost tables, and what parts of a plan cost."""
 
 from dataclasses import dataclass
+from decimal import ROUND_CEILING
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,8 @@ class Placed:
         ("1 layer", Budget(amount=1, unit="layers")),
         ("3.5GFLOP", Budget(amount=3.5e9, unit="flops")),
         ("3.5 gflops", Budget(amount=3.5e9, unit="flops")),
+        ("4.35TFLOP", Budget(amount=4_350_000_000_000, unit="flops")),
+        ("1.5FLOP", Budget(amount=1, unit="flops")),
         ("700 MFLOP", Budget(amount=7e8, unit="flops")),
         ("12ms", Budget(amount=12, unit="ms")),
         (" 0.5 MS ", Budget(amount=0.5, unit="ms")),
@@ -51,7 +54,9 @@ def test_a_budget_is_a_number_and_a_unit(text: str, budget: Budget) -> None:
 
 @pytest.mark.parametrize("text", ["", "20", "layers", "-3layers", "3 seconds", "1e3layers", "20layers or so", "nanms"])
 def test_what_is_no_budget_is_refused(text: str) -> None:
-    with pytest.raises(SpecError, match="is not a budget; give a number and one of layers, MFLOP"):
+    with pytest.raises(
+        SpecError, match="is not a budget; give a number and one of layers, FLOP, KFLOP, MFLOP, GFLOP, TFLOP, ms"
+    ):
         parse_budget(text)
 
 
@@ -62,7 +67,8 @@ def test_an_amount_below_0_or_without_end_is_refused(amount: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("amount", "unit", "steps"), [(20.9, "layers", 20), (3.5e9, "flops", 3_500_000_000), (0.1 + 0.2, "ms", 300_000)]
+    ("amount", "unit", "steps"),
+    [(20.9, "layers", 20), (3.5e9, "flops", 3_500_000_000), (0.1 + 0.2, "ms", 300_000), (4.35, "ms", 4_350_000)],
 )
 def test_a_budget_is_rounded_down_to_whole_steps(amount: float, unit: Unit, steps: int) -> None:
     assert Budget(amount=amount, unit=unit).steps == steps
@@ -80,6 +86,22 @@ def test_a_budget_is_rounded_down_to_whole_steps(amount: float, unit: Unit, step
 )
 def test_a_cost_is_said_in_its_unit(steps: int, unit: Unit, text: str) -> None:
     assert cost_text(steps, unit) == text
+
+
+@pytest.mark.parametrize("unit", ["layers", "flops", "ms"])
+@pytest.mark.parametrize("steps", [0, 1, 7, 20, 999_999, 12_345_678, 3_512_499_999, 99_999_999_999, 10**15 + 1])
+def test_what_is_printed_can_be_copied_as_a_budget(steps: int, unit: Unit) -> None:
+    allowed = parse_budget(cost_text(steps, unit, rounding=ROUND_CEILING)).steps
+    assert steps <= allowed <= steps * 1.001 + 1
+    assert parse_budget(cost_text(steps, unit, rounding=None)).steps == steps
+
+
+def test_a_share_is_of_single_models_whose_last_layer_folds_where_the_branch_does() -> None:
+    prices = flop_prices(BERT_BASE, 32.0)
+    assert prices.share([Placed(0, 12), Placed(0, 12, folded=False)], 12) == 1.0
+    whole, folded = prices.own_layer, prices.folded_layer
+    assert prices.share([Placed(8, 1)], 12) == (8 * whole + folded) / (11 * whole + folded)
+    assert LAYER_PRICES.share([Placed(8, 1), Placed(6, 2)], 12) == 11 / 24
 
 
 def test_layers_are_the_papers_overhead() -> None:
