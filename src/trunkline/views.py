@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from decimal import ROUND_CEILING
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
@@ -17,7 +18,7 @@ from trunkline.train.candidates import Candidate
 from trunkline.train.contest import FrontPoint, FrontTask
 from trunkline.train.pareto import Pareto
 from trunkline.train.plan import Plan, PlannedTask
-from trunkline.train.price import Unit, cost_text
+from trunkline.train.price import STEPS_OF_UNIT, Unit, cost_text
 from trunkline.train.search_spec import SearchReport
 
 if TYPE_CHECKING:
@@ -89,6 +90,9 @@ def plan_table(plan: Plan) -> RenderableType:
     if plan.kept is not None:
         stay = f"bundle {plan.kept.bundle}: {', '.join(plan.kept.tasks) or 'no other task'} stay; {plan.kept.all_again}"
         notes.append(Text(stay, overflow="fold"))
+        if plan.kept.other_rows:
+            former = f"{', '.join(plan.kept.other_rows)} learned from other rows, labels or selection than were asked "
+            notes.append(Text(f"{former}for last: their points in the mean cannot be compared", overflow="fold"))
     return Group(table, *reasons, *notes, Text(cost, style="bold"), Text(flops + ms + mean, style="bold"))
 
 
@@ -97,7 +101,7 @@ def front_table(pareto: Pareto, unit: Unit) -> RenderableType:
     title = f"Plans that no other beats in points and {unit} (* chosen; 2@4: 2 own layers from exit 4)"
     table = Table(box=None, pad_edge=False)
     table.add_column("")
-    for heading in ("points", "trunk", "own", "layers", "FLOPs", "ms"):
+    for heading in ("points", "trunk", "own", "layers", "cost (of single models)", "time"):
         table.add_column(heading, justify="right")
     table.add_column("changed", overflow="fold")
     before: FrontPoint | None = None
@@ -110,11 +114,18 @@ def front_table(pareto: Pareto, unit: Unit) -> RenderableType:
 
 
 def _add_plan(table: Table, point: FrontPoint, changes: str, *, chosen: bool) -> None:
+    # Rounded up, so that each can be given as a budget.
+    flops = cost_text(round(point.flops), "flops", rounding=ROUND_CEILING)
+    ms = "-" if point.ms is None else cost_text(_ms_steps(point.ms), "ms", rounding=ROUND_CEILING)
     table.add_row(
         "*" if chosen else "", f"{point.mean_points:.2f}", str(point.trunk_depth),
-        str(point.layer_cost - point.trunk_depth), str(point.layer_cost), f"{point.flops_share:.1%}",
-        "-" if point.ms is None else f"{point.ms:.4g}", Text(changes), style="bold" if chosen else "",
+        str(point.layer_cost - point.trunk_depth), str(point.layer_cost), f"{flops} ({point.flops_share:.1%})",
+        ms, Text(changes), style="bold" if chosen else "",
     )  # fmt: skip
+
+
+def _ms_steps(ms: float) -> int:
+    return round(ms * STEPS_OF_UNIT["ms"])
 
 
 def _changes(before: FrontPoint | None, point: FrontPoint) -> str:

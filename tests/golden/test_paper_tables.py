@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
+from tests.tiny_plans import rule_plan
 from trunkline.model.cost import EncoderSizes
 from trunkline.train.candidates import Candidate, best_partial
 from trunkline.train.contest import PlanRequest, contest_of
-from trunkline.train.plan import choose_by_gain, make_plan, plan_contest
+from trunkline.train.plan import choose_by_gain, plan_contest
 from trunkline.train.price import Budget
 
 PAPER: dict[str, Any] = json.loads((Path(__file__).parent / "paper_tables.json").read_text("utf-8"))
@@ -67,13 +68,7 @@ def test_there_are_24_cells() -> None:
 @pytest.mark.parametrize(("c", "own_layers", "total"), [("1.0", 26, 33), ("2.0", 13, 20), ("3.0", 11, 18)])
 def test_the_plan_costs_what_table_5_prints(c: str, own_layers: int, total: int) -> None:
     candidates = [one for task in PAPER["tasks"] for one in candidates_of_table_2(task)]
-    plan = make_plan(
-        candidates,
-        min_gain=float(c),
-        backbone="bert-base-uncased",
-        n_layers=N_LAYERS,
-        branch_folders={one.run_id: "" for one in candidates},
-    )
+    plan = rule_plan(candidates, min_gain=float(c), n_layers=N_LAYERS)
     assert plan.trunk_depth == 7
     assert sum(task.own_layers for task in plan.tasks) == own_layers
     assert plan.layer_cost == total == PAPER["mixed"][c]["overhead_layers"]

@@ -3,9 +3,10 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.tiny_plans import rule_plan
 from tests.tiny_records import run_record
 from trunkline.train.candidates import Candidate, candidates_of
-from trunkline.train.plan import choose_by_gain, make_plan
+from trunkline.train.plan import choose_by_gain
 
 points = st.integers(0, 1000).map(lambda tenths: tenths / 10)
 layers = st.tuples(st.integers(0, 11), st.integers(0, 12)).filter(lambda pair: sum(pair) <= 12)
@@ -48,8 +49,7 @@ def test_a_plan_costs_its_deepest_exit_plus_the_sum_of_own_layers(
     described: list[tuple[str, tuple[int, int], float]], min_gain: float
 ) -> None:
     given_ones = candidates(described)
-    folders = {c.run_id: "" for c in given_ones}
-    plan = make_plan(given_ones, min_gain=min_gain, backbone="b", n_layers=12, branch_folders=folders)
+    plan = rule_plan(given_ones, min_gain=min_gain, n_layers=12)
     assert {task.task for task in plan.tasks} == {c.task for c in given_ones}
     assert plan.layer_cost == max(t.exit_layer for t in plan.tasks) + sum(t.own_layers for t in plan.tasks)
     assert plan.single_task_layers == 12 * len(plan.tasks)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from rich.console import Console, RenderableType
 
 from tests.tiny_bundles import provenance_of
+from tests.tiny_plans import rule_plan
 from tests.tiny_records import run_record
 from trunkline.bundle.manifest import Manifest, TaskEntry, TrunkEntry
 from trunkline.core.specs import Calibration
@@ -18,7 +19,7 @@ from trunkline.engine.calibrate import Calibrated
 from trunkline.train.candidates import candidates_of
 from trunkline.train.contest import PlanRequest, contest_of
 from trunkline.train.pareto import pareto_of
-from trunkline.train.plan import make_plan, plan_contest
+from trunkline.train.plan import plan_contest
 from trunkline.train.price import Budget
 from trunkline.views import (
     answer_table,
@@ -162,8 +163,7 @@ def test_students_from_the_backbone_are_told_from_those_of_a_teacher() -> None:
 
 def test_a_plan_says_why_and_what_it_costs() -> None:
     candidates = candidates_of([run_record(80.0), run_record(85.0, exit_layer=1, own_layers=3)])
-    folders = {c.run_id: "" for c in candidates}
-    shown = drawn(plan_table(make_plan(candidates, min_gain=2.0, backbone="b", n_layers=4, branch_folders=folders)))
+    shown = drawn(plan_table(rule_plan(candidates, min_gain=2.0, n_layers=4)))
     assert "mood: start at 2 layers with 80.0; 3 layers 85.0 (+5.00 a layer): accepted" in shown
     assert "trunk 1 + branches 3 = 4 layers; 4 for single models (100%)" in shown
 

@@ -155,7 +155,6 @@ def replace(bundle: Bundle, folder: Path, *, backbone: Backbone | None = None, e
     with locked(bundle.path) as current:
         _require_task(current, branch.spec.task, " (attach adds a new one)")
         _require_expected(current, branch.spec.task, expected)
-        _require_version(current, branch.spec)
         return _put(current, branch, folder, backbone)
 
 
@@ -172,6 +171,29 @@ def detach(bundle: Bundle, task: str) -> Manifest:
         _require_task(current, task)
         tasks = {name: entry for name, entry in current.manifest.tasks.items() if name != task}
         return swap_manifest(current.path, msgspec.structs.replace(current.manifest, tasks=tasks))
+
+
+def check_change(bundle: Bundle, branch: StoredBranch, *, chain: tuple[str, ...] | None = None) -> None:
+    """Refuse a branch that `attach` or `replace` would refuse, before anything is written.
+
+    Args:
+        bundle: What it would be put into.
+        branch: The branch; where the bundle has its task, it is to take that one's place.
+        chain: Of the trunk with all layers that the branch needs. None for the stored trunk; of a branch that reads
+            deeper, the trunk cannot be judged then.
+
+    Raises:
+        TrunkMismatchError: The branch was trained on another trunk.
+        BundleError: The branch does not fit the trunk; or kind, input or labels are others than those in place and
+            the label schema version is not a higher one.
+    """
+    subject = f"bundle {str(bundle.path)!r}"
+    if branch.spec.task in bundle.manifest.tasks:
+        _require_version(bundle, branch.spec)
+    stored = bundle.manifest.trunk.chain
+    if chain is not None or branch.spec.exit_layer < len(stored):
+        check_trunk(branch.spec, chain or stored, subject)
+    _check_fit(branch, bundle.config(), subject)
 
 
 @contextmanager
@@ -234,8 +256,7 @@ def _require_version(bundle: Bundle, spec: BranchSpec) -> None:
 def _put(bundle: Bundle, branch: StoredBranch, folder: Path, backbone: Backbone | None) -> Manifest:
     task = branch.spec.task
     extension = _extended(bundle, branch.spec.exit_layer, backbone)
-    check_trunk(branch.spec, extension.entry.chain, f"bundle {str(bundle.path)!r}")
-    _check_fit(branch, bundle.config(), f"bundle {str(bundle.path)!r}")
+    check_change(bundle, branch, chain=extension.entry.chain)
     manifest = msgspec.structs.replace(
         bundle.manifest, trunk=extension.entry, tasks={**bundle.manifest.tasks, task: task_entry(branch)}
     )

@@ -73,7 +73,7 @@ def plan_command(  # noqa: PLR0913 - each option is one of the request's fields,
     else:
         show(plan_table(made))
     if pareto:
-        found, beside = pareto_of(contest, request, made), path.with_name(f"pareto{which}.json")
+        found, beside = pareto_of(contest, request, made), path.with_name(f"{path.stem}.pareto.json")
         _show_pareto(found, request, beside, as_json=as_json)
     if not as_json:
         step = f"next: trunkline merge {path} --out BUNDLE" if made.kept is None else made.kept.next_step
@@ -92,4 +92,4 @@ def _show_pareto(pareto: Any, request: Any, path: Path, *, as_json: bool) -> Non
         sys.stderr.write(f"no picture was drawn: {error}\n")
     if not as_json:
         show(front_table(pareto, "layers" if request.budget is None else request.budget.unit))
-        typer.echo(f"written to {' and '.join(map(str, written))}")
+    typer.echo(f"fronts written to {' and '.join(map(str, written))}", err=as_json)

@@ -176,8 +176,9 @@ def _started_in(spec: RunSpec, records: Mapping[str, RunRecord]) -> int | str | 
 
 
 def _without_seed(spec: RunSpec) -> str:
-    # Students of one candidate may have different teachers: the best ones at the time of each call. Of the one that they
-    # start in, its length counts (`_started_in`). Which branch a warm start began in was asked for: a choice, as a rate.
+    # Students of one candidate may have different teachers: the best ones at the time of each call. Of the one that
+    # they start in, its length counts (`_started_in`). Which branch a warm start began in was asked for: a choice, as a
+    # rate is.
     ignored = {"seed", "label_teachers"} | ({"init_from"} if spec.init == "teacher" else set())
     fields = {name: getattr(spec, name) for name in spec.__struct_fields__ if name not in ignored}
     return spec_digest(fields)

@@ -36,8 +36,8 @@ class PlanRequest(Spec, frozen=True, kw_only=True):
         min_gain: The least points that each added layer must bring (c in the paper).
         budget: The most that the plan may cost.
         floors: By task the least points on the selection rows; candidates below do not compete.
-        weights: By task its weight in the mean of points, above 0; 1 where none is given. The rule looks at each task
-            alone and so does not need them.
+        weights: By task its weight in the mean of points, above 0; 1 where none is given. With `min_gain` there are
+            none: the rule looks at each task alone.
         tokens: Length of the row that FLOPs are of; None for the mean length of the tasks' rows.
         cost_table: Measured costs; needed where the budget is in milliseconds.
     """
@@ -56,6 +56,11 @@ class PlanRequest(Spec, frozen=True, kw_only=True):
         if self.min_gain is not None and not 0 <= self.min_gain < math.inf:
             raise SpecError(
                 f"plan: min_gain is {self.min_gain}; it must be 0 or more; give points a layer, for example 1.0"
+            )
+        if self.min_gain is not None and self.weights:
+            raise SpecError(
+                f"plan: weights are given (of {', '.join(self.weights)}) beside min_gain; its rule looks at each task "
+                "alone, and they would change nothing; leave them out, or give a budget"
             )
         if self.budget is not None and self.budget.unit == "ms" and self.cost_table is None:
             raise SpecError("plan: a budget in ms needs measured costs; give a cost table (--cost-table FILE)")
@@ -80,6 +85,8 @@ class KeptBranch:
         selection_mean: Points: the mean over seeds where the ledger knows its run, else what it reached itself.
         run_id: The run that it came of.
         mean_tokens: Of the rows that run learned from; None where the ledger does not know it.
+        other_rows: Whether the ledger knows that it learned from other rows, labels or selection than were asked for
+            last: then its points are those that it reached itself, and cannot be compared.
     """
 
     exit_layer: int
@@ -88,6 +95,7 @@ class KeptBranch:
     selection_mean: float
     run_id: str
     mean_tokens: float | None
+    other_rows: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,3 +309,34 @@ def front_of(contest: Contest, request: PlanRequest, prices: Prices) -> list[tup
 def place_text(placed: Placed) -> str:
     """For example ``2 layers from exit 4``."""
     return f"{cost_text(placed.own_layers, 'layers')} from exit {placed.exit_layer}"
+
+
+def name_text(mine: Candidate, others: Sequence[Candidate], *, depth: int | None = None, always_exit: bool) -> str:
+    """A candidate in words that tell it from the others of its task: ``2 layers from exit 4 (mean)``.
+
+    Args:
+        mine: The candidate.
+        others: All of its task.
+        depth: Of the trunk that is there anyway, where a deeper one counts as layers; None where it does not.
+        always_exit: Whether the exit is named even where others of as many layers have the same.
+    """
+    peers = [other for other in others if other.own_layers == mine.own_layers]
+    differ = always_exit or depth is not None or any(other.exit_layer != mine.exit_layer for other in peers)
+    place = place_text(mine) if differ else cost_text(mine.own_layers, "layers")
+    details = []
+    if depth is not None and mine.exit_layer > depth:
+        details.append(f"+{mine.exit_layer - depth} of trunk")
+    if any(other.pooling != mine.pooling for other in peers):
+        details.append(mine.pooling)
+    if any(_start_text(other) != _start_text(mine) for other in peers):
+        details.append(_start_text(mine))
+    return f"{place} ({', '.join(details)})" if details else place
+
+
+def _start_text(candidate: Candidate) -> str:
+    if candidate.init == "teacher":
+        known = isinstance(candidate.started_in, int)
+        return f"{candidate.arm} from a teacher{f' of {candidate.started_in}' if known else ''}"
+    if candidate.init == "branch":
+        return f"{candidate.arm} from another branch"
+    return f"{candidate.arm} from the backbone"

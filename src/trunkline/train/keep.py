@@ -1,17 +1,17 @@
 """Planning one task of a bundle while all others stay: owners do not move each other's tasks. No torch."""
 
 import shlex
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 
 from trunkline.bundle.manifest import TaskEntry
-from trunkline.bundle.store import Bundle, check_trunk, read_branch
-from trunkline.core.errors import SpecError
+from trunkline.bundle.merge import check_change
+from trunkline.bundle.store import Bundle, read_branch
+from trunkline.core.errors import BundleError, SpecError, TrunkMismatchError
 from trunkline.model.cost import folds
-from trunkline.train.candidates import Candidate, candidates_of
+from trunkline.train.candidates import Candidate, comparable, groups_of
 from trunkline.train.contest import Contest, KeptBranch, PlanRequest, read_contest
 from trunkline.train.ledger import Ledger
 from trunkline.train.plan import Kept, Plan, PlannedTask, plan_contest
@@ -36,10 +36,17 @@ def read_kept_contest(runs: Path, bundle: Bundle, task: str) -> Contest:
             f"plan: task {task!r} was trained on {contest.backbone!r} with {contest.n_layers} layers; bundle "
             f"{str(bundle.path)!r} is of {bundle.manifest.backbone!r} with {bundle.manifest.n_layers}; train it on that"
         )
-    # Where the ledger knows the run, its mean over seeds stands for the branch, as it does for candidates.
-    known = {c.run_id: c for c in candidates_of(Ledger(runs).records())}
+    # Where the ledger knows the run, the mean over seeds stands for the branch, as it does for candidates.
+    records = Ledger(runs).records()
+    usable = comparable(records)
+    known = {run_id: candidate for candidate in groups_of(usable) for run_id in candidate.run_ids}
+    former = {record.run_id for record in records} - {record.run_id for record in usable}
     others = {name: entry for name, entry in sorted(bundle.manifest.tasks.items()) if name != task}
-    return replace(contest, kept={name: _kept_branch(entry, known) for name, entry in others.items()})
+    kept = {
+        name: _kept_branch(entry, known.get(entry.provenance.run_id), other_rows=entry.provenance.run_id in former)
+        for name, entry in others.items()
+    }
+    return replace(contest, kept=kept)
 
 
 def plan_kept(runs: Path, bundle: Bundle, contest: Contest, request: PlanRequest) -> Plan:
@@ -56,21 +63,48 @@ def plan_kept(runs: Path, bundle: Bundle, contest: Contest, request: PlanRequest
 
     Raises:
         TrunkMismatchError: The chosen branch was trained on another trunk than the bundle's.
-        BundleError: The chosen branch cannot be read.
+        BundleError: The chosen branch cannot be read, or the bundle would refuse it
+            (`trunkline.bundle.merge.check_change`).
         SpecError: As of `trunkline.train.plan.plan_contest`.
     """
     plan = plan_contest(contest, request)
     (planned,) = plan.tasks
-    if planned.exit_layer <= bundle.manifest.trunk.depth:
-        spec = read_branch(Path(planned.branch)).spec
-        check_trunk(spec, bundle.manifest.trunk.chain, f"bundle {str(bundle.path)!r}")
+    check_change(bundle, read_branch(Path(planned.branch)))
+    if planned.exit_layer > bundle.manifest.trunk.depth:
+        _check_backbone(Ledger(runs), bundle, planned)
     kept = Kept(
         bundle=str(bundle.path.resolve()),
         tasks=tuple(contest.kept),
+        other_rows=tuple(name for name, branch in contest.kept.items() if branch.other_rows),
         command=_command(bundle, planned, plan.backbone),
         all_again=_all_again(runs, contest, request, plan),
     )
     return msgspec.structs.replace(plan, kept=kept)
+
+
+def _check_backbone(ledger: Ledger, bundle: Bundle, planned: PlannedTask) -> None:
+    """Refuse a branch deeper than the stored trunk whose backbone is another one, as other runs on it show.
+
+    The trunk's chain ends above such a branch; a run on the same backbone whose branch reads less deep stands in for
+    it. Where there is none, `attach` and `replace` judge the backbone when they are given it.
+    """
+    records = ledger.records()
+    digest = next(r.spec.backbone_digest for r in records if r.run_id == planned.run_id)
+    for record in records:
+        same, deep = record.spec.backbone_digest == digest, record.spec.exit_layer > bundle.manifest.trunk.depth
+        if not same or deep or record.branch_digest is None:
+            continue
+        try:
+            spec = read_branch(ledger.branch_folder(record.run_id)).spec
+        except BundleError:
+            continue
+        if spec.trunk_digest != bundle.manifest.trunk.chain[spec.exit_layer]:
+            raise TrunkMismatchError(
+                f"task {planned.task!r}: was trained on another backbone than that of bundle {str(bundle.path)!r}, as "
+                f"run {record.run_id} on the same one shows at layer {spec.exit_layer}; train the branch on "
+                f"{bundle.manifest.backbone!r}"
+            )
+        return
 
 
 def _command(bundle: Bundle, planned: PlannedTask, backbone: str) -> str | None:
@@ -83,9 +117,8 @@ def _command(bundle: Bundle, planned: PlannedTask, backbone: str) -> str | None:
     return shlex.join([*words, "--backbone", backbone] if deeper else words)
 
 
-def _kept_branch(entry: TaskEntry, known: Mapping[str, Candidate]) -> KeptBranch:
+def _kept_branch(entry: TaskEntry, trained: Candidate | None, *, other_rows: bool) -> KeptBranch:
     source = entry.provenance
-    trained = known.get(source.run_id)
     return KeptBranch(
         exit_layer=entry.exit_layer,
         own_layers=entry.own_layers,
@@ -93,6 +126,7 @@ def _kept_branch(entry: TaskEntry, known: Mapping[str, Candidate]) -> KeptBranch
         selection_mean=source.selection_metric if trained is None else trained.selection_mean,
         run_id=source.run_id,
         mean_tokens=None if trained is None else trained.mean_tokens,
+        other_rows=other_rows,
     )
 
 

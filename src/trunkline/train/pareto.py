@@ -1,9 +1,10 @@
 """Every plan that no other beats, in each unit of cost: as values, as JSON and as a picture. No torch."""
 
+import io
 from pathlib import Path
 
 from trunkline.bundle.files import swap_file
-from trunkline.core.errors import BundleError, MissingDependencyError
+from trunkline.core.errors import MissingDependencyError
 from trunkline.core.specs import Spec, encode_spec
 from trunkline.train.contest import Contest, FrontPoint, PlanRequest, front_of, meeting_floors, point_of, prices_of
 from trunkline.train.plan import Plan
@@ -69,6 +70,8 @@ def write_pareto(pareto: Pareto, path: Path) -> Path:
 def draw_pareto(pareto: Pareto, path: Path) -> Path:
     """Draw the fronts in layers and FLOPs, and milliseconds where there are any, with the chosen plan in each.
 
+    The picture is written whole or not at all.
+
     Args:
         pareto: The fronts.
         path: Of the picture; its suffix says the format.
@@ -105,8 +108,7 @@ def draw_pareto(pareto: Pareto, path: Path) -> Path:
         axes.set_xlabel(label)
         axes.set_ylabel("mean points on the selection rows")
         axes.legend()
-    try:
-        figure.savefig(path, dpi=110)
-    except OSError as error:
-        raise BundleError(f"picture {str(path)!r}: cannot be written ({error}); choose another place") from error
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format=path.suffix.removeprefix(".") or "png", dpi=110)
+    swap_file(path, drawn.getvalue())
     return path

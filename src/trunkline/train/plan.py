@@ -1,7 +1,8 @@
 """Choosing one candidate for each task: by marginal benefit (paper section 4.2) or for a budget. No torch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import ROUND_CEILING
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -12,10 +13,9 @@ from trunkline.train.candidates import Candidate
 from trunkline.train.contest import (
     Contest,
     PlanRequest,
-    contest_of,
     front_of,
     meeting_floors,
-    place_text,
+    name_text,
     point_of,
     prices_of,
     read_contest,
@@ -81,12 +81,15 @@ class Kept(Spec, frozen=True, kw_only=True):
         tasks: The tasks that stay, by name.
         command: What puts the planned branch into it; None where it is there already.
         all_again: What planning all of its tasks again would give instead.
+        other_rows: Tasks that stay and whose branch is known to have learned from other rows, labels or selection than
+            were asked for last; their points, which count in the mean, cannot be compared.
     """
 
     bundle: str
     tasks: tuple[str, ...]
     command: str | None
     all_again: str
+    other_rows: tuple[str, ...] = ()
 
     @property
     def next_step(self) -> str:
@@ -138,14 +141,24 @@ class Plan(Spec, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class _Added:
-    """A candidate by the layers that it adds to a bundle, those of a deeper trunk included."""
+    """A candidate by the layers that it adds; beside kept branches those of a deeper trunk are included."""
 
     own_layers: int
     selection_mean: float
     candidate: Candidate
+    name: str
+
+    @staticmethod
+    def of(candidate: Candidate, others: Sequence[Candidate], depth: int | None) -> "_Added":
+        """Of one task's candidates, beside a trunk of `depth` layers that is there anyway; None where none is."""
+        deeper = 0 if depth is None else max(0, candidate.exit_layer - depth)
+        name = name_text(candidate, others, depth=depth, always_exit=False)
+        return _Added(candidate.own_layers + deeper, candidate.selection_mean, candidate, name)
 
 
-def choose_by_gain(candidates: Sequence[PricedT], *, min_gain: float) -> tuple[PricedT, str]:
+def choose_by_gain(
+    candidates: Sequence[PricedT], *, min_gain: float, name: Callable[[PricedT], str] | None = None
+) -> tuple[PricedT, str]:
     """The paper's rule, read per layer (paper section 4.2; design.md, section 3).
 
     Start at the shortest candidate. Accept the next one when its gain for each layer added since the last accepted
@@ -155,6 +168,7 @@ def choose_by_gain(candidates: Sequence[PricedT], *, min_gain: float) -> tuple[P
     Args:
         candidates: At least one; any order.
         min_gain: c, in points a layer.
+        name: Names a candidate in the reason; None for its layers alone.
 
     Returns:
         The last accepted candidate, and the steps that led there in words.
@@ -169,40 +183,22 @@ def choose_by_gain(candidates: Sequence[PricedT], *, min_gain: float) -> tuple[P
         shown = best.get(candidate.own_layers)
         if shown is None or candidate.selection_mean > shown.selection_mean:
             best[candidate.own_layers] = candidate
+    said = name or (lambda candidate: cost_text(candidate.own_layers, "layers"))
     lengths = sorted(best)
     chosen = best[lengths[0]]
-    steps = [f"start at {cost_text(chosen.own_layers, 'layers')} with {chosen.selection_mean:.1f}"]
+    steps = [f"start at {said(chosen)} with {chosen.selection_mean:.1f}"]
     for length in lengths[1:]:
         nominee = best[length]
         gain = (nominee.selection_mean - chosen.selection_mean) / (length - chosen.own_layers)
         # Figures are points with one decimal in print; a hair below the bound is a tie broken by binary fractions.
         accepted = gain >= min_gain - 1e-9
         steps.append(
-            f"{cost_text(length, 'layers')} {nominee.selection_mean:.1f} ({gain:+.2f} a layer): "
+            f"{said(nominee)} {nominee.selection_mean:.1f} ({gain:+.2f} a layer): "
             + ("accepted" if accepted else "passed over")
         )
         if accepted:
             chosen = nominee
     return chosen, "; ".join(steps)
-
-
-def make_plan(
-    candidates: Sequence[Candidate], *, min_gain: float, backbone: str, n_layers: int, branch_folders: Mapping[str, str]
-) -> Plan:
-    """Choose for every task that has candidates, by the paper's rule.
-
-    Args:
-        candidates: Of all tasks; full fine-tunings are passed over, because they can never be a branch.
-        min_gain: c, in points a layer.
-        backbone: What they were trained on.
-        n_layers: Of the backbone.
-        branch_folders: Run id -> folder of its branch.
-
-    Raises:
-        SpecError: No task has a candidate that can be a branch, or `min_gain` is negative or not finite.
-    """
-    contest = contest_of(candidates, backbone=backbone, n_layers=n_layers, branch_folders=branch_folders)
-    return plan_contest(contest, PlanRequest(min_gain=min_gain))
 
 
 def plan_runs(runs: Path, *, min_gain: float, tasks: Sequence[str] | None = None) -> Plan:
@@ -232,7 +228,11 @@ def plan_contest(contest: Contest, request: PlanRequest) -> Plan:
         UnknownNameError: A floor or weight is of a task that is not planned.
     """
     contest = meeting_floors(contest, request)
-    chosen = _by_rule(contest, request) if request.budget is None else _by_budget(contest, request, request.budget)
+    chosen: dict[str, tuple[Candidate, str]] = {}
+    if request.min_gain is not None:
+        chosen = _by_rule(contest, request.min_gain)
+    if request.budget is not None:
+        chosen = _by_budget(contest, request, request.budget)
     point = point_of({task: candidate for task, (candidate, _) in chosen.items()}, contest, request)
     return Plan(
         min_gain=request.min_gain,
@@ -254,16 +254,13 @@ def plan_contest(contest: Contest, request: PlanRequest) -> Plan:
     )
 
 
-def _by_rule(contest: Contest, request: PlanRequest) -> dict[str, tuple[Candidate, str]]:
+def _by_rule(contest: Contest, min_gain: float) -> dict[str, tuple[Candidate, str]]:
     """The paper's rule for each task; beside kept branches, a deeper trunk is among the layers that must pay."""
-    min_gain = request.min_gain or 0.0
-    if not contest.kept:
-        return {task: choose_by_gain(each, min_gain=min_gain) for task, each in contest.options.items()}
-    depth = max(branch.exit_layer for branch in contest.kept.values())
+    depth = max((branch.exit_layer for branch in contest.kept.values()), default=None)
     chosen = {}
     for task, candidates in contest.options.items():
-        added = [_Added(c.own_layers + max(0, c.exit_layer - depth), c.selection_mean, c) for c in candidates]
-        best, reason = choose_by_gain(added, min_gain=min_gain)
+        added = [_Added.of(c, candidates, depth) for c in candidates]
+        best, reason = choose_by_gain(added, min_gain=min_gain, name=lambda each: each.name)
         chosen[task] = (best.candidate, reason)
     return chosen
 
@@ -274,9 +271,10 @@ def _by_budget(contest: Contest, request: PlanRequest, budget: Budget) -> dict[s
     front = front_of(contest, request, prices)
     affordable = [choice for cost, choice in front if cost <= budget.steps]
     if not affordable:
+        cheapest = cost_text(front[0][0], budget.unit, rounding=ROUND_CEILING)
         raise SpecError(
             f"plan: budget of {budget.text}: the cheapest plan{' that keeps the floors' if request.floors else ''} "
-            f"takes {cost_text(front[0][0], budget.unit)}; raise the budget, or train candidates with fewer layers"
+            f"takes {cheapest}; raise the budget, or train candidates with fewer layers"
         )
     chosen = affordable[-1]
     return {task: (c, _explained(task, chosen, contest, prices, budget)) for task, c in chosen.items()}
@@ -284,7 +282,7 @@ def _by_budget(contest: Contest, request: PlanRequest, budget: Budget) -> dict[s
 
 def _explained(task: str, chosen: Mapping[str, Candidate], contest: Contest, prices: Prices, budget: Budget) -> str:
     """What other candidates of one task would give, with all other choices as they are."""
-    mine = chosen[task]
+    mine, others = chosen[task], contest.options[task]
 
     def cost(candidate: Candidate) -> int:
         branches: dict[str, Placed] = {**contest.kept, **chosen, task: candidate}
@@ -292,14 +290,12 @@ def _explained(task: str, chosen: Mapping[str, Candidate], contest: Contest, pri
 
     def step(other: Candidate) -> str:
         saved, gained = cost(mine) - cost(other), other.selection_mean - mine.selection_mean
-        pooling = "" if other.pooling == mine.pooling else f" ({other.pooling})"
         change = f"{'saves' if saved >= 0 else 'adds'} {cost_text(abs(saved), prices.unit)}"
-        return f"{place_text(other)}{pooling} {change} and gives {gained:+.2f} points"
+        return f"{name_text(other, others, always_exit=True)} {change} and gives {gained:+.2f} points"
 
-    others = contest.options[task]
     cheaper = [c for c in others if cost(c) < cost(mine)]
     better = [c for c in others if c.selection_mean > mine.selection_mean and cost(c) > budget.steps]
-    said = [f"{place_text(mine)} with {mine.selection_mean:.1f}"]
+    said = [f"{name_text(mine, others, always_exit=True)} with {mine.selection_mean:.1f}"]
     if cheaper:
         said.append(f"cheaper: {step(max(cheaper, key=lambda c: (c.selection_mean, -cost(c))))}")
     else:

@@ -1,5 +1,6 @@
 """`trunkline plan` by its options, on a ledger that is made up."""
 
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -70,15 +71,36 @@ def test_the_front_is_shown_and_written(place: Path) -> None:
     marked = [line for line in lines if line.startswith("*")]
     assert len(marked) == 1
     assert "intent 1@1 → 2@1" in marked[0]
-    front = msgspec.json.decode((place / "runs" / "pareto.json").read_bytes(), type=Pareto)
+    front = msgspec.json.decode((place / "runs" / "plan.pareto.json").read_bytes(), type=Pareto)
     assert [point.layer_cost for point in front.layers] == [4, 5, 6]
-    assert (place / "runs" / "pareto.png").exists()
+    assert (place / "runs" / "plan.pareto.png").exists()
 
 
 def test_with_json_the_front_goes_to_its_file_alone(place: Path) -> None:
     done = run_cli("plan", "runs", "--pareto", "--json")
     assert msgspec.convert(done.json(), Plan) == read_plan(place / "runs" / "plan.json")
-    assert (place / "runs" / "pareto.json").exists()
+    assert (place / "runs" / "plan.pareto.json").exists()
+    assert "fronts written to runs/plan.pareto.json" in done.err
+
+
+def test_a_plan_that_is_named_as_a_front_is_not_overwritten(place: Path) -> None:
+    run_cli("plan", "runs", "--pareto", "--out", "pareto.json")
+    assert own_layers(read_plan(place / "pareto.json")) == {"intent": 2, "mood": 2}
+    msgspec.json.decode((place / "pareto.pareto.json").read_bytes(), type=Pareto)
+
+
+def test_a_budget_is_copied_from_a_refusal_and_from_a_front(place: Path) -> None:
+    refused = run_cli("plan", "runs", "--budget", "1FLOP")
+    found = re.search(r"the cheapest plan takes ([\d.]+ \w+);", refused.err)
+    assert found is not None
+    assert run_cli("plan", "runs", "--budget", found[1]).code == 0
+    shown = run_cli("plan", "runs", "--budget", "1GFLOP", "--pareto").out
+    costs = re.findall(r"([\d.]+ [KMG]?FLOP) \(\d+\.\d%\)", shown)
+    front = msgspec.json.decode((place / "runs" / "plan.pareto.json").read_bytes(), type=Pareto).flops
+    assert len(costs) == len(front) > 1
+    for cost, point in zip(costs, front, strict=True):
+        plan = msgspec.convert(run_cli("plan", "runs", "--budget", cost, "--json").json(), Plan)
+        assert plan.flops == point.flops
 
 
 @pytest.mark.usefixtures("place")
@@ -87,7 +109,7 @@ def test_without_matplotlib_the_front_lacks_its_picture_alone(monkeypatch: pytes
     done = run_cli("plan", "runs", "--pareto")
     assert done.code == 0
     assert "no picture was drawn: package 'matplotlib': not installed" in done.err
-    assert Path("runs/pareto.json").exists()
+    assert Path("runs/plan.pareto.json").exists()
 
 
 def test_one_task_is_planned_beside_a_bundle_and_put_into_it_by_the_printed_command(place: Path) -> None:
@@ -120,7 +142,8 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     "a floor given twice": (("--require", "mood=1", "--require", "mood=2"), "--require is given twice for task 'mood'"),
     "a floor out of reach": (("--require", "mood=99"), "task 'mood': no candidate reaches 99 accuracy"),
     "a floor of an unknown task": (("--require", "moot=9"), "task 'moot' is not planned; did you mean 'mood'?"),
-    "a weight of nothing": (("--weight", "mood=0"), "the weight of task 'mood' is 0.0"),
+    "a weight of nothing": (("--budget", "9layers", "--weight", "mood=0"), "the weight of task 'mood' is 0.0"),
+    "a weight by the rule": (("--weight", "mood=2"), "weights are given (of mood) beside min_gain"),
     "a bundle without a task": (("--keep", "bundle"), "--keep BUNDLE and --task TASK go together"),
     "a task without a bundle": (("--task", "mood"), "--keep BUNDLE and --task TASK go together"),
     "tasks beside a bundle": (("--keep", "bundle", "--task", "mood", "--tasks", "mood"), "and without --tasks"),

@@ -1,21 +1,25 @@
 """Planning one task of a bundle while the others stay."""
 
+import io
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from rich.console import Console
 
 from tests.tiny_bundles import backbone_of, make_bundle, put_branch
 from tests.tiny_records import run_record, run_spec
 from trunkline.bundle.store import Bundle, read_branch
-from trunkline.core.errors import SpecError, TrunkMismatchError, UnknownNameError
+from trunkline.core.errors import BundleError, SpecError, TrunkMismatchError, UnknownNameError
 from trunkline.model.cost import EncoderSizes
 from trunkline.train.contest import PlanRequest
 from trunkline.train.keep import plan_kept, read_kept_contest
 from trunkline.train.ledger import Ledger
 from trunkline.train.plan import Plan
 from trunkline.train.price import parse_budget
+from trunkline.train.spec import Hyperparameters
+from trunkline.views import plan_table
 
 
 @pytest.fixture
@@ -70,7 +74,9 @@ def test_by_the_rule_a_deeper_trunk_must_pay_too(tmp_path: Path, bundle: Bundle)
         gain: plan_for(tmp_path / "runs", bundle, "slots", PlanRequest(min_gain=gain)).tasks[0] for gain in (2.0, 2.1)
     }
     assert [task.exit_layer for task in chosen.values()] == [3, 2]
-    assert chosen[2.0].reason == "start at 1 layer with 60.0; 2 layers 62.0 (+2.00 a layer): accepted"
+    assert chosen[2.0].reason == (
+        "start at 1 layer from exit 2 with 60.0; 1 layer from exit 3 (+1 of trunk) 62.0 (+2.00 a layer): accepted"
+    )
 
 
 def test_a_branch_that_reads_deeper_than_the_trunk_needs_the_backbone(tmp_path: Path, bundle: Bundle) -> None:
@@ -123,6 +129,61 @@ def test_a_kept_branch_counts_with_its_mean_over_seeds(tmp_path: Path, bundle: B
     kept = read_kept_contest(runs, Bundle(bundle.path, manifest), "slots").kept
     assert (kept["intent"].selection_mean, kept["intent"].folded) == (70.0, True)
     assert (kept["mood"].selection_mean, kept["mood"].folded, kept["mood"].mean_tokens) == (80.0, False, None)
+
+
+def with_run(bundle: Bundle, task: str, run_id: str) -> Bundle:
+    """The bundle as if a task's branch came of this run."""
+    entry = bundle.manifest.tasks[task]
+    entry = msgspec.structs.replace(entry, provenance=msgspec.structs.replace(entry.provenance, run_id=run_id))
+    tasks = {**bundle.manifest.tasks, task: entry}
+    return Bundle(bundle.path, msgspec.structs.replace(bundle.manifest, tasks=tasks))
+
+
+def test_a_kept_branch_of_a_worse_seed_counts_with_the_mean_too(tmp_path: Path, bundle: Bundle) -> None:
+    runs = tmp_path / "runs"
+    train(runs, "slots", 70.0, exit_layer=2, own_layers=1)
+    train(runs, "intent", 80.0, exit_layer=1, own_layers=2)
+    worse = train(runs, "intent", 60.0, exit_layer=1, own_layers=2, seed=1)
+    # Of more seeds, and so what stands for this length among the candidates.
+    for seed in range(3):
+        train(runs, "intent", 90.0, exit_layer=1, own_layers=2, seed=seed, hyperparameters=Hyperparameters(epochs=9))
+    assert read_kept_contest(runs, with_run(bundle, "intent", worse), "slots").kept["intent"].selection_mean == 70.0
+
+
+def test_a_kept_branch_of_other_rows_counts_with_its_own_points_and_it_is_said(tmp_path: Path, bundle: Bundle) -> None:
+    runs = tmp_path / "runs"
+    former = train(runs, "intent", 60.0, exit_layer=1, own_layers=2, data_digest="old")
+    train(runs, "intent", 70.0, exit_layer=1, own_layers=2)
+    train(runs, "slots", 70.0, exit_layer=2, own_layers=1)
+    plan = plan_for(runs, with_run(bundle, "intent", former), "slots", budget("9layers"))
+    assert plan.kept is not None
+    assert plan.kept.other_rows == ("intent",)
+    assert plan.mean_points == pytest.approx((80.0 + 80.0 + 70.0) / 3)
+    shown = Console(width=200, file=io.StringIO())
+    shown.print(plan_table(plan))
+    assert "intent learned from other rows, labels or selection than were asked for last" in shown.file.getvalue()
+
+
+def test_a_branch_with_other_labels_under_the_same_version_is_not_planned(tmp_path: Path, bundle: Bundle) -> None:
+    runs = tmp_path / "runs"
+    run_id = train(runs, "mood", 90.0, exit_layer=2, own_layers=1)
+    entry = msgspec.structs.replace(bundle.manifest.tasks["mood"], labels=("x", "y", "z"))
+    manifest = msgspec.structs.replace(bundle.manifest, tasks={**bundle.manifest.tasks, "mood": entry})
+    with pytest.raises(BundleError, match="other labels need a version above 1"):
+        plan_for(runs, Bundle(bundle.path, manifest), "mood", budget("9layers"))
+    assert run_id
+
+
+def test_a_branch_deeper_than_the_trunk_of_another_backbone_is_refused(tmp_path: Path, bundle: Bundle) -> None:
+    ledger = Ledger(tmp_path / "runs")
+    for task, exit_layer in (("slots", 3), ("mood", 1)):
+        spec = run_spec(task=task, exit_layer=exit_layer, own_layers=1)
+        put_branch(
+            ledger.branch_folder(spec.run_id), task, backbone_of("bert", seed=1), exit_layer=exit_layer, own_layers=1
+        )
+        ledger.append(run_record(70.0, spec=spec))
+    with pytest.raises(TrunkMismatchError, match=r"another backbone than that of bundle .* at layer 1; train"):
+        plan_for(tmp_path / "runs", bundle, "slots", budget("9layers"))
 
 
 def test_a_branch_of_another_trunk_is_refused(tmp_path: Path, bundle: Bundle) -> None:

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.tiny_plans import rule_plan
 from tests.tiny_records import run_record
 from trunkline.core.errors import SpecError, UnknownNameError
 from trunkline.train.candidates import Candidate, candidates_of
 from trunkline.train.ledger import Ledger
-from trunkline.train.plan import Plan, choose_by_gain, make_plan, plan_runs, read_plan, write_plan
+from trunkline.train.plan import Plan, choose_by_gain, plan_runs, read_plan, write_plan
 from trunkline.train.spec import RunRecord
 
 
@@ -29,8 +30,7 @@ def write_ledger(folder: Path, *records: RunRecord) -> Path:
 
 
 def plan_of(candidates: list[Candidate], min_gain: float = 1.0) -> Plan:
-    folders = {c.run_id: f"/runs/{c.run_id}" for c in candidates}
-    return make_plan(candidates, min_gain=min_gain, backbone="tiny", n_layers=4, branch_folders=folders)
+    return rule_plan(candidates, min_gain=min_gain, n_layers=4)
 
 
 def test_the_shortest_is_where_the_rule_starts() -> None:

@@ -58,7 +58,23 @@ def test_a_reason_names_the_best_that_is_cheaper_and_the_cheapest_that_is_better
 def test_a_reason_names_another_pooling() -> None:
     records = [run_record(80.0, pooling="cls"), run_record(81.0, pooling="mean")]
     (chosen,) = plan_contest(contest(*records), request("1GFLOP")).tasks
-    assert chosen.reason.startswith("2 layers from exit 2 with 81.0; cheaper: 2 layers from exit 2 (cls) saves ")
+    assert chosen.reason.startswith("2 layers from exit 2 (mean) with 81.0; cheaper: 2 layers from exit 2 (cls) saves ")
+
+
+def test_a_reason_tells_candidates_of_equal_length_apart() -> None:
+    teachers = [run_record(50.0 + n, exit_layer=4 - n, own_layers=n) for n in (2, 3)]
+    students = [
+        run_record(80.0 + n, arm="student", exit_layer=2, own_layers=1, init="teacher", init_from=teacher.run_id)
+        for n, teacher in enumerate(teachers)
+    ]
+    cold = run_record(70.0, arm="student", exit_layer=2, own_layers=1)
+    (by_rule,) = plan_contest(contest(*teachers, *students, cold), PlanRequest(min_gain=1.0)).tasks
+    assert by_rule.reason.startswith("start at 1 layer (student from a teacher of 3) with 81.0; 2 layers 52.0 (")
+    deep = run_record(90.0, exit_layer=3, own_layers=1)
+    (by_rule,) = plan_contest(contest(cold, deep), PlanRequest(min_gain=1.0)).tasks
+    assert by_rule.reason == "start at 1 layer from exit 3 (partial from the backbone) with 90.0"
+    (by_budget,) = plan_contest(contest(*students, *teachers), request("3layers")).tasks
+    assert by_budget.reason.startswith("1 layer from exit 2 (student from a teacher of 3) with 81.0; nothing is cheap")
 
 
 def test_a_reason_says_where_nothing_is_better() -> None:
@@ -140,7 +156,8 @@ def test_an_unknown_task_is_named(field: str) -> None:
         ({"min_gain": 1.0, "tokens": 0.0}, "tokens is 0.0"),
         ({"min_gain": 1.0, "tokens": 1e9}, "above 0 and up to 8192"),
         ({"min_gain": 1.0, "floors": {"a": float("nan")}}, "the floor of task 'a' is nan"),
-        ({"min_gain": 1.0, "weights": {"a": 0.0}}, "the weight of task 'a' is 0.0"),
+        ({"min_gain": 1.0, "weights": {"a": 2.0}}, "leave them out, or give a budget"),
+        ({"budget": parse_budget("1layer"), "weights": {"a": 0.0}}, "the weight of task 'a' is 0.0"),
     ],
 )
 def test_a_request_that_means_nothing_is_refused(fields: dict[str, Any], message: str) -> None:
@@ -181,11 +198,13 @@ def test_fronts_are_written_as_json_and_as_a_picture(tmp_path: Path) -> None:
     path = write_pareto(found, tmp_path / "pareto.json")
     assert msgspec.json.decode(path.read_bytes(), type=Pareto) == found
     assert draw_pareto(found, tmp_path / "pareto.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["pareto.json", "pareto.png"]
 
 
 def test_a_picture_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match=r"picture .* cannot be written"):
-        draw_pareto(pareto(request("5layers")), tmp_path / "none" / "pareto.png")
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(BundleError, match=r"pareto\.png: cannot be written"):
+        draw_pareto(pareto(request("5layers")), tmp_path / "file" / "pareto.png")
 
 
 def test_without_matplotlib_a_picture_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
