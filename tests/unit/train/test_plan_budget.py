@@ -202,9 +202,9 @@ def test_fronts_are_written_as_json_and_as_a_picture(tmp_path: Path) -> None:
 
 
 def test_a_picture_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "pareto.png").mkdir()
     with pytest.raises(BundleError, match=r"pareto\.png: cannot be written"):
-        draw_pareto(pareto(request("5layers")), tmp_path / "file" / "pareto.png")
+        draw_pareto(pareto(request("5layers")), tmp_path / "pareto.png")
 
 
 def test_without_matplotlib_a_picture_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
