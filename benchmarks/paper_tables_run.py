@@ -8,10 +8,11 @@ Records go to the benchmark's working folder as they come, and from there to ``r
 import argparse
 import os
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import msgspec
 import platformdirs
+from filelock import FileLock
 
 from benchmarks.fetch_mpnet import FOLDER as MPNET
 from benchmarks.harness import DATA, RESULTS
@@ -126,18 +127,23 @@ class KeepRecords:
         print(message, flush=True)
 
 
+def kept_ledger() -> Ledger:
+    """Records that are committed with the results; branches do not lie beside it."""
+    return Ledger(KEPT.parent, name=KEPT.name)
+
+
 def keep_records(ledger: Ledger) -> None:
-    """Append to the kept ledger what it lacks."""
-    kept = Ledger(KEPT.parent)
-    kept.path = KEPT
-    known = {record.run_id for record in kept.records()}
-    for record in ledger.records():
-        if record.run_id not in known:
-            kept.append(record)
+    """Append to the kept ledger what it lacks; one process at a time."""
+    with FileLock(FOLDER / "kept.lock"):
+        kept = kept_ledger()
+        known = kept.records()
+        for record in ledger.records():
+            if record not in known:
+                kept.append(record)
 
 
 def main() -> None:
-    """Run what is open: the tables with one seed a task, free depth with it, then both with all seeds."""
+    """Run what is open, a task after the other: the tables' runs, then students at further exits."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, help="begin no run after so many minutes")
     minutes = parser.parse_args().minutes
@@ -151,17 +157,12 @@ def main() -> None:
         accelerator=make_accelerator(),
         reporter=KeepRecords(ledger),
     )
-    known = {record.run_id for record in ledger.records()}
-    kept = Ledger(KEPT.parent)
-    kept.path = KEPT
-    for record in kept.records():
-        if record.run_id not in known:
+    if not ledger.records():  # The cache folder has vanished; branches that are needed again are run again.
+        for record in kept_ledger().records():
             ledger.append(record)
     width = backbone.config.width
-    for seeds, ask in ((1, Entry.request), (1, Entry.free_depth), (None, Entry.request), (None, Entry.free_depth)):
-        entries = [replace(entry, seeds=entry.seeds[:seeds]) for entry in STUDY]
-        asked = [(entry.task(), ask(entry, width)) for entry in entries]
-        train_each(bench, asked, needed="record", deadline=deadline)
+    asked = [(entry.task(), ask(entry, width)) for entry in STUDY for ask in (Entry.request, Entry.free_depth)]
+    train_each(bench, asked, needed="record", deadline=deadline)
 
 
 if __name__ == "__main__":

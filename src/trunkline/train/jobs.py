@@ -21,6 +21,9 @@ from trunkline.train.spec import Arm, Hyperparameters, RunRecord, RunSpec, Train
 from trunkline.train.start import initial_tensors, read_start, taken_over, warm_start
 from trunkline.train.teach import taught_by
 
+POLL_S = 1.0
+"""How often is looked whether another process has finished, where a deadline forbids to wait for it."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Job:
@@ -258,14 +261,28 @@ def run_all(tasks: Sequence[TaskRuns], *, deadline: float | None = None) -> list
     Raises:
         TrainingError: A run failed.
     """
-    while any(runs.open_jobs() for runs in tasks):
-        did_something = False
-        for runs in tasks:
-            for job in runs.open_jobs():
-                if deadline is not None and time.monotonic() > deadline:
-                    return [record for each in tasks for record in each.records()]
-                did_something |= runs.execute(job, wait=False)
-        if not did_something:
+    late = False
+    while not late and any(runs.open_jobs() for runs in tasks):
+        progress = [_work_on(runs, deadline) for runs in tasks]
+        late = deadline is not None and time.monotonic() > deadline
+        if late or any(progress):
+            continue
+        if deadline is None:
             runs = next(runs for runs in tasks if runs.open_jobs())
             runs.execute(runs.open_jobs()[0], wait=True)
+        else:
+            time.sleep(POLL_S)
     return [record for runs in tasks for record in runs.records()]
+
+
+def _work_on(runs: TaskRuns, deadline: float | None) -> bool:
+    """Do what can be done of one task now, its students too as soon as their teacher is known; whether anything was."""
+    did_something, progress = False, True
+    while progress:
+        progress = False
+        for job in runs.open_jobs():
+            if deadline is not None and time.monotonic() > deadline:
+                return did_something
+            progress |= runs.execute(job, wait=False)
+        did_something |= progress
+    return did_something

@@ -27,11 +27,12 @@ class Ledger:
 
     Args:
         folder: The runs folder; made by the first write.
+        name: Of the file, where records alone are kept in another place.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, name: str = "ledger.jsonl") -> None:
         self.folder = folder
-        self.path = folder / "ledger.jsonl"
+        self.path = folder / name
 
     def records(self) -> list[RunRecord]:
         """All records, in the order they were finished.

@@ -236,7 +236,7 @@ def fit(
         reporter: Told of every step.
 
     Raises:
-        TrainingError: The loss is not a number.
+        TrainingError: The loss or the metric is not a number.
     """
     hyper = spec.hyperparameters
     n_steps = hyper.epochs * math.ceil(len(lesson.split) / hyper.batch_size)
@@ -263,9 +263,14 @@ def fit(
             if not every_epoch and epoch < hyper.epochs:
                 continue
             metric = score(model)
+            if not math.isfinite(metric):
+                raise TrainingError(
+                    f"task {spec.task!r}: the metric of a {spec.arm} run is {metric} after epoch {epoch}; "
+                    f"lower learning_rate (it is {hyper.learning_rate:g})"
+                )
             curve.append(EpochPoint(epoch=epoch, train_loss=float(np.mean(losses)), selection_metric=metric))
             # A tie goes to the later epoch: on a plateau its loss is the lower one.
-            if best_epoch == 0 or metric >= best_metric:
+            if metric >= best_metric:
                 best_epoch, best_metric = epoch, metric
                 if epoch < hyper.epochs:
                     _keep_state(model, best_state)

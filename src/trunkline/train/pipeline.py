@@ -37,9 +37,17 @@ def check_request(request: TrainRequest, n_layers: int) -> None:
     for count in request.layers:
         if not 1 <= count <= n_layers:
             raise SpecError(f"train: --layers {count} is outside 1..{n_layers} (backbone has {n_layers} layers)")
+    _check_repeats(request)
     _check_teachers(request)
     _check_students(request, n_layers)
     _check_further_inputs(request)
+
+
+def _check_repeats(request: TrainRequest) -> None:
+    named = {"--seeds": request.seeds, "--layers": request.layers, "--students": request.student_layers}
+    for option, values in named.items():
+        if len(set(values)) < len(values):
+            raise SpecError(f"train: {option} {', '.join(map(str, values))} names one twice; give each once")
 
 
 def _check_further_inputs(request: TrainRequest) -> None:

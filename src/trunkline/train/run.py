@@ -212,9 +212,9 @@ def learned_rows(task: PreparedTask, spec: RunSpec) -> Split:
     Rows without a label, and with them the transfer set, are a student's alone: without a teacher they would be steps
     of decay. Of a transfer set a sample takes the same share as of the fit part.
     """
-    sampled = task.fit.sample(spec.fit_rows)
     if spec.arm != "student":
-        return sampled.labelled()
+        return task.fit.labelled().sample(spec.fit_rows)
+    sampled = task.fit.sample(spec.fit_rows)
     if spec.transfer is None or task.transfer is None:
         return sampled
     share = len(sampled) / len(task.fit)

@@ -17,8 +17,8 @@ from trunkline.model.branch import FullModel
 from trunkline.model.cost import branch_flops, folds, sizes_of
 from trunkline.model.encoder import load_parameters
 from trunkline.model.tensors import read_tensors
-from trunkline.train.bench import Workbench, source_of
-from trunkline.train.loop import predict_features_and_logits
+from trunkline.train.bench import Workbench, source_of, trunk_flops
+from trunkline.train.loop import predict_features_and_logits, predict_logits
 from trunkline.train.prepare import PreparedTask, Split
 from trunkline.train.run import Start, Taught, build_model
 from trunkline.train.spec import RunRecord
@@ -64,10 +64,15 @@ def _answers(bench: Workbench, task: PreparedTask, teacher: RunRecord, rows: Spl
     if isinstance(model, FullModel):
         load_parameters(model, weights, subject=f"full fine-tuning {spec.run_id}")
     source = source_of(bench, rows, spec, dtype=spec.cache_dtype)
-    states, logits = predict_features_and_logits(model, source, rows)
-    folded = folds(task.spec.kind, spec.pooling)
-    flops = branch_flops(sizes_of(bench.backbone.config), source.lengths, own_layers=spec.own_layers, folded=folded)
-    directions = [_normalized(row) for row in states] if features else None
+    directions = None
+    if features:
+        states, logits = predict_features_and_logits(model, source, rows)
+        directions = [_normalized(row) for row in states]
+    else:
+        logits = predict_logits(model, source, rows)
+    sizes, folded = sizes_of(bench.backbone.config), folds(task.spec.kind, spec.pooling)
+    flops = branch_flops(sizes, source.lengths, own_layers=spec.own_layers, folded=folded)
+    flops += trunk_flops(source, spec, sizes)
     taught = Taught(logits=logits, flops=flops, features=directions)
     _keep(path, taught)
     return taught

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.tiny_bundles import backbone_of
-from tests.tiny_records import run_record
+from tests.tiny_records import run_record, run_spec
 from tests.tiny_tasks import QUICK, TASKS, Notebook, make_bench, make_task, quick_request, write_rows
 from trunkline.bundle.merge import merge
 from trunkline.bundle.store import read_branch
@@ -30,7 +30,7 @@ from trunkline.train.loop import predict_logits
 from trunkline.train.pipeline import check_request, train_each, train_task, train_tasks
 from trunkline.train.plan import plan_runs
 from trunkline.train.prepare import prepare
-from trunkline.train.run import Start, build_model
+from trunkline.train.run import Start, build_model, learned_rows
 from trunkline.train.spec import Distillation, Hyperparameters, Preset, RunRecord
 from trunkline.train.start import initial_tensors
 from trunkline.train.teach import taught_by
@@ -206,6 +206,8 @@ def test_students_without_a_teacher_are_told_and_passed_over(tmp_path: Path) -> 
         ({"layers": ()}, "nothing to do; give at least one of --layers, or --full"),
         ({"seeds": ()}, "no seeds"),
         ({"seeds": (0, -1)}, "seed -1 is below 0"),
+        ({"seeds": (0, 1, 0)}, "--seeds 0, 1, 0 names one twice"),
+        ({"layers": (2, 2)}, "--layers 2, 2 names one twice"),
         ({"layers": (5,)}, r"--layers 5 is outside 1\.\.4"),
         ({"layers": (0,)}, r"--layers 0 is outside 1\.\.4"),
         ({"student_layers": (-1,)}, "--students -1 is below 0"),
@@ -482,3 +484,31 @@ def test_rows_without_a_label_are_learned_from_the_teacher_alone(tmp_path: Path)
     partial_run, student = train_task(bench, task, request_of(student_layers=(1,)))
     assert (partial_run.spec.arm, partial_run.n_train_rows) == ("partial", 15)
     assert (student.spec.arm, student.n_train_rows) == ("student", 45)
+
+
+def test_students_of_a_task_come_before_the_next_task(tmp_path: Path) -> None:
+    bench = make_bench(tmp_path)
+    tasks = [make_task(tmp_path, name, n_train=40, n_dev=8) for name in ("topic", "mood")]
+    records = train_tasks(bench, tasks, request_of(layers=(1, 2), student_layers=(1,)))
+    order = [(record.spec.task, record.spec.arm) for record in bench.ledger.records()]
+    assert order == [(task, arm) for task in ("topic", "mood") for arm in ("partial", "partial", "student")]
+    assert [record.run_id for record in records] == [record.run_id for record in bench.ledger.records()]
+
+
+def test_no_run_begins_after_the_deadline(tmp_path: Path) -> None:
+    bench = make_bench(tmp_path)
+    task = make_task(tmp_path, "topic", n_train=40, n_dev=8)
+    assert train_each(bench, [(task, request_of())], deadline=time.monotonic() - 1) == []
+    assert bench.ledger.records() == []
+
+
+def test_rows_without_a_label_leave_a_subset_its_labelled_rows(tmp_path: Path) -> None:
+    task = make_task(tmp_path, "topic", n_train=60, n_dev=8)
+    path = Path(task.data.train or "")
+    rows = [msgspec.json.decode(line) for line in path.read_bytes().splitlines()]
+    bare_rows = [{"text": row["text"] + " indeed", "label": None} for row in rows for _ in range(3)]
+    write_rows(path, [*rows, *bare_rows])
+    prepared = prepare(task, make_bench(tmp_path).backbone.tokenizer, selection="train_slice")
+    subset = learned_rows(prepared, run_spec(fit_rows=20))
+    assert len(subset) == 20
+    assert all(example.target is not None for example in subset.examples)
