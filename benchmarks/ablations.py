@@ -1,11 +1,10 @@
 """`ablations`: what each option of training and distillation is worth, one figure an option, with seeds and spread."""
 
-import math
 import multiprocessing
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import repeat
 from pathlib import Path
 from statistics import fmean, stdev
@@ -16,8 +15,10 @@ import platformdirs
 import torch
 
 from benchmarks.ablations_report import write_page
-from benchmarks.harness import DATA, Benchmark, Measured
-from trunkline.core.specs import DataSpec, InputForm, Kind, Metric, TaskSpec
+from benchmarks.harness import Benchmark, Measured
+from benchmarks.pages import runs_facts, t_half_width
+from benchmarks.sets import Set
+from trunkline.core.specs import TaskSpec
 from trunkline.model.backbone import load_backbone
 from trunkline.train.bench import Workbench
 from trunkline.train.cache import ActivationCache
@@ -36,40 +37,15 @@ N_WORKERS = 2
 DEFAULT = PRESETS["default"]
 
 
-@dataclass(frozen=True, slots=True)
-class Set:
-    """One task of the benchmark."""
-
-    name: str
-    folder: str
-    rows: int = 1500
-    kind: Kind = "classification"
-    form: InputForm = "text"
-    metric: Metric = "accuracy"
-
-    def task(self) -> TaskSpec:
-        """Its rows lie in ../shared/data."""
-        folder = DATA / self.folder
-        return TaskSpec(
-            name=self.name,
-            kind=self.kind,
-            input=self.form,
-            metric=self.metric,
-            data=DataSpec(
-                train=str(folder / "train.jsonl.gz"), dev=str(folder / "dev.jsonl.gz"), max_train_rows=self.rows
-            ),
-        )
-
-
 SETS = (
-    Set("mrpc", "glue_mrpc", form="pair"),
-    Set("stsb", "glue_stsb", kind="regression", form="pair", metric="pearson"),
-    Set("sst2", "glue_sst2"),
-    Set("emotion", "emotion", metric="f1_macro"),
-    Set("rte", "glue_rte", form="pair"),
+    Set("mrpc", 1500, "glue_mrpc", form="pair"),
+    Set("stsb", 1500, "glue_stsb", kind="regression", form="pair", metric="pearson"),
+    Set("sst2", 1500, "glue_sst2"),
+    Set("emotion", 1500, metric="f1_macro"),
+    Set("rte", 1500, "glue_rte", form="pair"),
 )
-QUICK = (Set("sst2", "glue_sst2", rows=700),)
-WARM = Set("mnli", "glue_mnli", rows=3000, form="pair")
+QUICK = (Set("sst2", 700, "glue_sst2"),)
+WARM = Set("mnli", 3000, "glue_mnli", form="pair")
 """Its teacher is where pair tasks start warm (Phang et al. 2018)."""
 
 
@@ -122,8 +98,9 @@ def measure(*, quick: bool, out: Path) -> Measured:
         details={
             "tasks": rows,
             "gains": gains,
-            "half_widths": {name: _half_width(values) for name, values in gains.items()},
+            "half_widths": {name: t_half_width(values) for name, values in gains.items()},
             "sets": [asdict(each) for each in sets],
+            "runs": runs_facts(Ledger(folder / "runs").records()),
         },
     )
 
@@ -187,15 +164,6 @@ def _summary(candidate: Candidate) -> dict[str, Any]:
         "selection_metrics": candidate.selection_metrics,
         "run_id": candidate.run_id,
     }
-
-
-def _half_width(values: Sequence[float]) -> float | None:
-    """Of the 95% interval over tasks (Student's t)."""
-    from scipy import stats
-
-    if len(values) < 2:
-        return None
-    return float(stats.t.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
 
 
 def _bench(runs: Path) -> Workbench:

@@ -3,13 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-import msgspec
+from benchmarks.pages import measured_by, publish
 
-from benchmarks.harness import RESULTS, ROOT
-from benchmarks.pages import measured_by, replace_between
-
-PAGE = ROOT / "docs" / "benchmarks" / "ablations.md"
-TABLE = ("<!-- table: ablations -->", "<!-- end of table -->")
 NAMES = {
     "free_depth": "students at any exit, chosen on the selection rows",
     "label_teacher_ensemble": "labels from all seeds of the teacher",
@@ -26,13 +21,8 @@ NAMES = {
 
 
 def write_page(path: Path) -> None:
-    """Draw the picture beside the result; put the table into the page when the result is the kept one."""
-    result = msgspec.json.decode(path.read_bytes())
-    table = markdown_table(result)
-    print(table)
-    draw(result, path.with_suffix(".png"))
-    if path.resolve() == (RESULTS / "ablations.json").resolve():
-        replace_between(PAGE, TABLE, table)
+    """Draw the picture beside the result; put both into the page when the result is the kept one."""
+    publish(path, "ablations", table=markdown_table, draw=draw)
 
 
 def markdown_table(result: dict[str, Any]) -> str:

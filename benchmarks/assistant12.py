@@ -13,11 +13,14 @@ import msgspec
 import torch
 
 from benchmarks.assistant12_report import write_page
-from benchmarks.assistant12_run import FOLDER, N_WORKERS, QUICK, SETS, Set, make_bundle, open_bench
+from benchmarks.assistant12_run import FOLDER, N_WORKERS, QUICK, SETS, make_bundle, open_bench
 from benchmarks.harness import Benchmark, Measured
+from benchmarks.pages import runs_facts
+from benchmarks.sets import Set
 from trunkline.core.specs import Pooling
 from trunkline.engine.engine import Engine
 from trunkline.engine.evaluate import evaluate
+from trunkline.train.ledger import Ledger
 from trunkline.train.pipeline import train_task
 from trunkline.train.plan import Plan
 from trunkline.train.search_spec import SearchReport
@@ -60,7 +63,13 @@ def measure(*, quick: bool, out: Path) -> Measured:
         }
         for each, best, report in zip(sets, full, reports, strict=True)
     ]
-    return Measured(figures=_figures(rows, plan, reports), details={"tasks": rows, "plan": msgspec.to_builtins(plan)})
+    used = {each.name for each in sets}
+    ledgers = [Ledger(folder / "runs"), Ledger(folder / "full" / "runs")]
+    records = [record for ledger in ledgers for record in ledger.records() if record.spec.task in used]
+    return Measured(
+        figures=_figures(rows, plan, reports),
+        details={"tasks": rows, "plan": msgspec.to_builtins(plan), "runs": runs_facts(records)},
+    )
 
 
 def _figures(rows: Sequence[dict[str, Any]], plan: Plan, reports: Sequence[SearchReport]) -> dict[str, float]:

@@ -3,23 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from benchmarks.harness import RESULTS, ROOT
-from benchmarks.pages import half_width, measured_by, replace_between
-
-PAGE = ROOT / "docs" / "benchmarks" / "assistant12.md"
-TABLE = ("<!-- table: assistant12 -->", "<!-- end of table -->")
+from benchmarks.pages import half_width, measured_by, publish
 
 
 def write_page(path: Path) -> None:
-    """Draw the picture beside the result; put the table into the page when the result is the kept one."""
-    result = msgspec.json.decode(path.read_bytes())
-    table = markdown_table(result)
-    print(table)
-    draw(result, path.with_suffix(".png"))
-    if path.resolve() == (RESULTS / "assistant12.json").resolve():
-        replace_between(PAGE, TABLE, table)
+    """Draw the picture beside the result; put both into the page when the result is the kept one."""
+    publish(path, "assistant12", table=markdown_table, draw=draw, pictures=(".png", ".pareto.png"))
 
 
 def markdown_table(result: dict[str, Any]) -> str:

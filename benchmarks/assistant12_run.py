@@ -11,7 +11,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,12 @@ import msgspec
 import platformdirs
 import torch
 
-from benchmarks.harness import DATA
+from benchmarks.sets import Set
+from trunkline.bundle.files import swap_file
+from trunkline.bundle.manifest import MANIFEST_NAME
 from trunkline.bundle.merge import merge
-from trunkline.core.specs import DataSpec, Kind, Metric, TaskSpec
+from trunkline.core.errors import BundleError
+from trunkline.core.specs import Metric, spec_digest
 from trunkline.engine.verify import verify
 from trunkline.model.backbone import load_backbone
 from trunkline.train.bench import Workbench
@@ -44,57 +47,25 @@ N_LAYERS = 6
 REQUEST = SearchRequest(n_students=2, min_gain=0.5)
 
 
-@dataclass(frozen=True, slots=True)
-class Set:
-    """One task of the bundle.
-
-    Attributes:
-        name: Of its folder and task.
-        kind: What is predicted.
-        metric: The data set's own.
-        rows: Of train, a seeded sample.
-        positive_label: Of a binary F1.
-    """
-
-    name: str
-    rows: int
-    metric: Metric = "accuracy"
-    kind: Kind = "classification"
-    positive_label: str | None = None
-
-    def task(self) -> TaskSpec:
-        """Its rows lie in ../shared/data."""
-        folder = DATA / self.name
-        return TaskSpec(
-            name=self.name,
-            kind=self.kind,
-            metric=self.metric,
-            positive_label=self.positive_label,
-            max_length=64,
-            data=DataSpec(
-                train=str(folder / "train.jsonl.gz"),
-                dev=str(folder / "dev.jsonl.gz"),
-                test=str(folder / "test.jsonl.gz"),
-                max_train_rows=self.rows,
-            ),
-        )
+def _set(name: str, rows: int, metric: Metric = "accuracy", **more: Any) -> Set:
+    return Set(name, rows, metric=metric, max_length=64, has_test=True, **more)
 
 
 SETS = (
-    Set("clinc150_intent", 6000),
-    Set("hwu64_intent", 4000),
-    Set("snips_slots", 3000, metric="span_f1", kind="tagging"),
-    Set("atis_slots", 3000, metric="span_f1", kind="tagging"),
-    Set("btc_ner", 3000, metric="span_f1", kind="tagging"),
-    Set("emotion", 4000, metric="f1_macro"),
-    Set("clinc150_domain", 3000),
-    Set("clinc150_oos", 3000, metric="f1_binary", positive_label="oos"),
-    Set("hwu64_domain", 3000),
-    Set("snips_intent", 2000),
-    Set("atis_intent", 3000),
-    Set("sms_spam", 2000, metric="f1_binary", positive_label="spam"),
+    _set("clinc150_intent", 6000),
+    _set("hwu64_intent", 4000),
+    _set("snips_slots", 3000, "span_f1", kind="tagging"),
+    _set("atis_slots", 3000, "span_f1", kind="tagging"),
+    _set("btc_ner", 3000, "span_f1", kind="tagging"),
+    _set("emotion", 4000, "f1_macro"),
+    _set("clinc150_domain", 3000),
+    _set("clinc150_oos", 3000, "f1_binary", positive_label="oos"),
+    _set("hwu64_domain", 3000),
+    _set("snips_intent", 2000),
+    _set("atis_intent", 3000),
+    _set("sms_spam", 2000, "f1_binary", positive_label="spam"),
 )
-QUICK = tuple(Set(each.name, 500, each.metric, each.kind, each.positive_label) for each in (SETS[9], SETS[11]))
+QUICK = tuple(replace(each, rows=500) for each in (SETS[9], SETS[11]))
 
 
 def make_bundle(folder: Path, sets: Sequence[Set], bundle: Path) -> tuple[list[SearchReport], Plan]:
@@ -103,8 +74,12 @@ def make_bundle(folder: Path, sets: Sequence[Set], bundle: Path) -> tuple[list[S
     Args:
         folder: Of the runs; the plan and its fronts go there too.
         sets: Which tasks.
-        bundle: Where the bundle goes; what is there is replaced.
+        bundle: Where the bundle goes; a bundle that is there is replaced.
+
+    Raises:
+        BundleError: Something else is there.
     """
+    check_replaceable(bundle)
     runs = folder / "runs"
     # Processes with one thread each: two threads in one process wait for each other whenever the machine is shared.
     context = multiprocessing.get_context("spawn")
@@ -117,6 +92,7 @@ def make_bundle(folder: Path, sets: Sequence[Set], bundle: Path) -> tuple[list[S
     pareto = pareto_of(contest, request, plan)
     write_pareto(pareto, folder / "pareto.json")
     draw_pareto(pareto, folder / "pareto.png")
+    check_replaceable(bundle)
     shutil.rmtree(bundle, ignore_errors=True)
     merge(
         [Path(task.branch) for task in plan.tasks],
@@ -128,6 +104,20 @@ def make_bundle(folder: Path, sets: Sequence[Set], bundle: Path) -> tuple[list[S
     return reports, plan
 
 
+def check_replaceable(bundle: Path) -> None:
+    """Refuse to remove anything that is neither an empty folder nor a bundle.
+
+    Raises:
+        BundleError: It is something else.
+    """
+    if not bundle.exists() or (bundle.is_dir() and not any(bundle.iterdir())) or (bundle / MANIFEST_NAME).is_file():
+        return
+    raise BundleError(
+        f"folder {str(bundle)!r}: is not empty and holds no {MANIFEST_NAME}; only a bundle or an empty folder is "
+        "replaced; choose another --out"
+    )
+
+
 def open_bench(runs: Path) -> Workbench:
     """MiniLM on a runs folder."""
     cache = ActivationCache(default_cache_root())
@@ -136,11 +126,12 @@ def open_bench(runs: Path) -> Workbench:
 
 def _search(each: Set, folder: Path) -> SearchReport:
     """The search's report as it was when it was first made: what a resumed one finds costs nothing now."""
-    path = folder / f"search-{each.name}.json"
+    asked = spec_digest({"set": each, "request": REQUEST})
+    path = folder / f"search-{each.name}-{asked[:12]}.json"
     if path.exists():
         return msgspec.json.decode(path.read_bytes(), type=SearchReport)
     (report,) = search_tasks(open_bench(folder / "runs"), [each.task()], REQUEST)
-    path.write_bytes(msgspec.json.encode(report))
+    swap_file(path, msgspec.json.encode(report))
     print(f"{time.strftime('%H:%M')} {each.name}: {report.cost:.2f} full fine-tunings; {report.winner}", flush=True)
     return report
 

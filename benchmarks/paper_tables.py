@@ -15,7 +15,8 @@ import msgspec
 
 from benchmarks.fetch_mpnet import NAME
 from benchmarks.harness import DATA, Benchmark, Measured
-from benchmarks.paper_tables_run import FOLDER, KEPT, STUDY, Entry
+from benchmarks.pages import runs_facts
+from benchmarks.paper_tables_run import FOLDER, KEPT, STUDY, Entry, kept_ledger
 from trunkline.core.errors import DataError, TrainingError
 from trunkline.model.backbone import load_backbone
 from trunkline.train.bench import Workbench
@@ -24,9 +25,10 @@ from trunkline.train.cache_room import default_cache_root
 from trunkline.train.device import make_accelerator
 from trunkline.train.ledger import Ledger
 from trunkline.train.pipeline import train_each
-from trunkline.train.reproduction import Reproduction, Study, average, teacher_range
+from trunkline.train.reproduction import Reproduction, average, teacher_range
 from trunkline.train.reproduction_tables import reproduce
-from trunkline.train.spec import RunRecord
+from trunkline.train.spec import RunRecord, TrainRequest, preset
+from trunkline.train.study import Study, asked_records
 
 CONTAMINATED = ("qqp", "mnli", "qnli")
 """Tasks whose kind of data the backbone saw in its own tuning (design.md, section 9)."""
@@ -46,8 +48,12 @@ def measure(*, quick: bool, out: Path) -> Measured:  # noqa: ARG001 - what every
     """
     if not DATA.is_dir():
         raise DataError(f"data folder {str(DATA)!r} is not there; put the data sets beside the checkout")
-    made = _quick_study(FOLDER.with_name("paper-tables-quick")) if quick else kept_study(ledger_records())
-    entries = QUICK if quick else STUDY
+    if quick:
+        study, records = quick_study()
+    else:
+        records = ledger_records()
+        study = study_of(records[-1])
+    made, entries = reproduce(study, records), QUICK if quick else STUDY
     contaminated = [entry.name for entry in entries if entry.name in CONTAMINATED]
     return Measured(
         figures=figures_of(made, contaminated),
@@ -55,33 +61,35 @@ def measure(*, quick: bool, out: Path) -> Measured:  # noqa: ARG001 - what every
             "reproduction": msgspec.to_builtins(made),
             "contaminated": contaminated,
             "entries": [_entry_facts(entry) for entry in entries],
+            "runs": runs_facts(asked_records(study, records)),
         },
     )
 
 
 def ledger_records() -> list[RunRecord]:
-    """Records that were kept and those of the working folder, each run once.
+    """Records that were kept, then those of the working folder; many are in both, which whoever sums up minds.
 
     Raises:
         TrainingError: There are none.
     """
-    kept = Ledger(KEPT.parent)
-    kept.path = KEPT
-    # A run that was recorded again stands where it was recorded last.
-    records = {record.run_id: record for record in (*kept.records(), *Ledger(FOLDER / "runs").records())}
+    records = [*kept_ledger().records(), *Ledger(FOLDER / "runs").records()]
     if not records:
         raise TrainingError(
             f"paper-tables: neither {KEPT} nor {FOLDER / 'runs'} has a run; "
             "do some first: python -m benchmarks.paper_tables_run --minutes 60"
         )
-    return list(records.values())
+    return records
 
 
 def kept_study(records: Sequence[RunRecord]) -> Reproduction:
     """The study of MPNet as far as these records go."""
-    last = records[-1]
+    return reproduce(study_of(records[-1]), records)
+
+
+def study_of(last: RunRecord) -> Study:
+    """What is asked of the backbone of a record."""
     requests = {entry.name: entry.request(last.sizes.width) for entry in STUDY}
-    return reproduce(Study(NAME, last.spec.backbone_digest, last.sizes, requests), records)
+    return Study(NAME, last.spec.backbone_digest, last.sizes, requests)
 
 
 def figures_of(made: Reproduction, contaminated: Sequence[str]) -> dict[str, float]:
@@ -110,40 +118,44 @@ def figures_of(made: Reproduction, contaminated: Sequence[str]) -> dict[str, flo
     return {name: value for name, value in figures.items() if value is not None}
 
 
-def _quick_study(folder: Path) -> Reproduction:
+def quick_study() -> tuple[Study, list[RunRecord]]:
+    """Train the tiny study of ``--quick`` from nothing."""
+    folder = FOLDER.with_name("paper-tables-quick")
     shutil.rmtree(folder, ignore_errors=True)
     backbone = load_backbone("minilm")
-    n_layers = backbone.config.n_layers
     ledger = Ledger(folder / "runs")
     bench = Workbench.build(backbone, ledger, ActivationCache(default_cache_root()), accelerator=make_accelerator())
-    requests = {
-        entry.name: msgspec.structs.replace(
-            entry.request(backbone.config.width), teacher_layers=teacher_range(entry.layers, n_layers)
-        )
-        for entry in QUICK
-    }
+    requests = {entry.name: quick_request(entry, backbone.config.n_layers, backbone.config.width) for entry in QUICK}
     train_each(bench, [(entry.task(), requests[entry.name]) for entry in QUICK], needed="record")
-    return reproduce(Study.of(backbone, requests), ledger.records())
+    return Study.of(backbone, requests), ledger.records()
 
 
-def quick_records() -> list[RunRecord]:
-    """Records of the tiny study that ``--quick`` has just trained."""
-    return Ledger(FOLDER.with_name("paper-tables-quick") / "runs").records()
+def quick_request(entry: Entry, n_layers: int, width: int) -> TrainRequest:
+    """As `Entry.request`, for a backbone of another depth than the study's."""
+    return TrainRequest(
+        layers=entry.layers,
+        teacher_layers=teacher_range(entry.layers, n_layers),
+        seeds=entry.seeds,
+        full=True,
+        student_layers=(1, 2),
+        student_inits=("teacher", "backbone"),
+        preset=preset("default", width=width),
+    )
 
 
 def _entry_facts(entry: Entry) -> dict[str, Any]:
-    folder = DATA / f"glue_{entry.name}"
     return {
         "task": entry.name,
         "metric": entry.metric,
         "max_train_rows": entry.rows,
         "n_seeds": len(entry.seeds),
-        "n_dev_rows": _n_lines(folder / "dev.jsonl.gz"),
+        "n_dev_rows": n_dev_rows(entry.name),
     }
 
 
-def _n_lines(path: Path) -> int:
-    with gzip.open(path) as file:
+def n_dev_rows(task: str) -> int:
+    """Rows of a GLUE task's dev part."""
+    with gzip.open(DATA / f"glue_{task}" / "dev.jsonl.gz") as file:
         return sum(1 for _ in file)
 
 

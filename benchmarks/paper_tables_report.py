@@ -49,10 +49,11 @@ def markdown_result(result: dict[str, Any]) -> str:
     """What was measured on which rows, the note that belongs to every such table, and the tables."""
     made = reproduction_of(result)
     contaminated = result["details"]["contaminated"]
+    said = [*([NOTE] if contaminated else []), *([QQP_DEV] if "qqp" in {each.task for each in made.tasks} else [])]
     some_left = any(each.finished and each.task not in contaminated for each in made.tasks)
     return "\n\n".join(
         (
-            f"{NOTE} {QQP_DEV}" if "qqp" in {each.task for each in made.tasks} else NOTE,
+            *([" ".join(said)] if said else []),
             columns_table(result),
             markdown_tables(made, without=contaminated if some_left else ()).strip(),
             measured_by(result),

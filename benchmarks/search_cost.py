@@ -1,23 +1,25 @@
 """`search-cost`: what the search spends against a full fine-tuning and the whole grid, and what its choice loses."""
 
-import math
 import multiprocessing
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import repeat
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import msgspec
 import platformdirs
 import torch
 
-from benchmarks.harness import DATA, Benchmark, Measured
+from benchmarks.harness import Benchmark, Measured
+from benchmarks.pages import t_half_width
 from benchmarks.search_cost_report import write_page
-from trunkline.core.specs import DataSpec, InputForm, Kind, Metric, Pooling, TaskSpec
+from benchmarks.sets import Set
+from trunkline.bundle.files import swap_file
+from trunkline.core.specs import spec_digest
 from trunkline.model.backbone import load_backbone
 from trunkline.train.bench import Workbench
 from trunkline.train.cache import ActivationCache
@@ -30,46 +32,15 @@ from trunkline.train.spec import TrainRequest
 
 FRESH_SEEDS = (1, 2, 3)
 N_WORKERS = 2
-T975 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36}
-"""Student's t at 97.5%, by degrees of freedom."""
-
-
-@dataclass(frozen=True, slots=True)
-class Set:
-    """One task of the benchmark."""
-
-    name: str
-    folder: str
-    rows: int
-    kind: Kind = "classification"
-    form: InputForm = "text"
-    metric: Metric = "accuracy"
-    pooling: Pooling = "cls"
-
-    def task(self) -> TaskSpec:
-        """Its rows lie in ../shared/data."""
-        folder = DATA / self.folder
-        return TaskSpec(
-            name=self.name,
-            kind=self.kind,
-            input=self.form,
-            metric=self.metric,
-            pooling=self.pooling,
-            data=DataSpec(
-                train=str(folder / "train.jsonl.gz"), dev=str(folder / "dev.jsonl.gz"), max_train_rows=self.rows
-            ),
-        )
-
-
 SETS = (
-    Set("snips_intent", "snips_intent", 1500),
-    Set("sst2", "glue_sst2", 1500),
-    Set("emotion", "emotion", 1500, metric="f1_macro"),
-    Set("stsb", "glue_stsb", 1500, kind="regression", form="pair", metric="pearson"),
-    Set("mrpc", "glue_mrpc", 1500, form="pair"),
-    Set("atis_slots", "atis_slots", 1500, kind="tagging", metric="span_f1"),
+    Set("snips_intent", 1500),
+    Set("sst2", 1500, "glue_sst2"),
+    Set("emotion", 1500, metric="f1_macro"),
+    Set("stsb", 1500, "glue_stsb", kind="regression", form="pair", metric="pearson"),
+    Set("mrpc", 1500, "glue_mrpc", form="pair"),
+    Set("atis_slots", 1500, kind="tagging", metric="span_f1"),
 )
-QUICK = (Set("snips_intent", "snips_intent", 500),)
+QUICK = (Set("snips_intent", 500),)
 
 
 def measure(*, quick: bool, out: Path) -> Measured:
@@ -89,9 +60,7 @@ def measure(*, quick: bool, out: Path) -> Measured:
             rows.append(row)
             print(f"{row['task']}: cost {row['cost']:.2f}, regret {row['regret']:+.2f}", flush=True)
     regrets = [row["regret"] for row in rows]
-    half = {}
-    if len(rows) > 1:
-        half["regret_points_half_width"] = T975[len(rows) - 1] * stdev(regrets) / math.sqrt(len(rows))
+    half = t_half_width(regrets)
     return Measured(
         figures={
             "tasks": float(len(rows)),
@@ -101,7 +70,7 @@ def measure(*, quick: bool, out: Path) -> Measured:
             "grid_cost_in_full_finetunes_mean": fmean(row["grid_cost"] for row in rows),
             "regret_points_mean": fmean(regrets),
             "regret_points_max": max(regrets),
-            **half,
+            **({} if half is None else {"regret_points_half_width": half}),
         },
         details={"tasks": rows, "fresh_seeds": seeds, "request": msgspec.to_builtins(SearchRequest())},
     )
@@ -142,11 +111,13 @@ def _search(each: Set, folder: Path, request: SearchRequest) -> tuple[TaskSearch
     """The search, and its report as it was when it was first made: what a resumed one finds costs nothing now."""
     bench = _bench(folder)
     (prepared,) = prepare_tasks(bench, [each.task()], selection=request.selection)
-    search, path = TaskSearch(bench, prepared, request), folder / "report.json"
+    # Named by what was asked: a report of another set or request is another's.
+    asked = spec_digest({"set": each, "request": request})
+    search, path = TaskSearch(bench, prepared, request), folder / f"report-{asked[:12]}.json"
     if path.exists():
         return search, msgspec.json.decode(path.read_bytes(), type=SearchReport)
     report = search.run()
-    path.write_bytes(msgspec.json.encode(report))
+    swap_file(path, msgspec.json.encode(report))
     return search, report
 
 

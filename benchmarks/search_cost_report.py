@@ -1,26 +1,14 @@
 """The table and the picture of search-cost, made from its result file alone."""
 
-import math
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from benchmarks.harness import RESULTS, ROOT
-from benchmarks.pages import replace_between
-
-PAGE = ROOT / "docs" / "benchmarks" / "search-cost.md"
-TABLE = ("<!-- table: search-cost -->", "<!-- end of table -->")
+from benchmarks.pages import measured_by, publish
 
 
 def write_page(path: Path) -> None:
-    """Draw the picture beside the result; put the table into the page when the result is the kept one."""
-    result = msgspec.json.decode(path.read_bytes())
-    table = markdown_table(result)
-    print(table)
-    draw(result, path.with_suffix(".png"))
-    if path.resolve() == (RESULTS / "search-cost.json").resolve():
-        replace_between(PAGE, TABLE, table)
+    """Draw the picture beside the result; put both into the page when the result is the kept one."""
+    publish(path, "search-cost", table=markdown_table, draw=draw)
 
 
 def markdown_table(result: dict[str, Any]) -> str:
@@ -39,23 +27,17 @@ def markdown_table(result: dict[str, Any]) -> str:
             f"{theirs} | {_mean(searched)} | {_mean(grid)} | {row['regret']:+.2f} |"
         )
     f = result["figures"]
+    half = f.get("regret_points_half_width")
+    interval = "" if half is None else f" ± {half:.2f}"
     lines.append(
         f"| **mean** | | **{f['cost_in_full_finetunes_mean']:.2f}** | | "
         f"**{f['seconds_in_full_finetunes_mean']:.2f}** | "
         f"**{f['grid_cost_in_full_finetunes_mean']:.1f}** | | | | | "
-        f"**{f['regret_points_mean']:+.2f} ± {f.get('regret_points_half_width', math.nan):.2f}** |"
+        f"**{f['regret_points_mean']:+.2f}{interval}** |"
     )
-    machine = result["machine"]
     seeds = ", ".join(str(seed) for seed in result["details"]["fresh_seeds"])
-    lines += [
-        "",
-        (
-            f"`{result['command']}` at commit {result['commit'][:10]}, {result['started_at'][:10]}, on "
-            f"{machine['n_cpus']} cores ({machine['cpu']}; no GPU); fresh seeds {seeds}; ± is the half-width of the "
-            "95% interval over tasks (Student's t)."
-        ),
-    ]
-    return "\n".join(lines)
+    spread = "" if half is None else "; ± is the half-width of the 95% interval over tasks (Student's t)"
+    return "\n".join([*lines, "", f"{measured_by(result)} Fresh seeds: {seeds}{spread}."])
 
 
 def draw(result: dict[str, Any], path: Path) -> None:

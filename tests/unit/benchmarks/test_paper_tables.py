@@ -7,7 +7,15 @@ import msgspec
 import pytest
 
 from benchmarks import paper_tables, paper_tables_report
-from benchmarks.paper_tables import CONTAMINATED, STUDY, figures_of, kept_study, ledger_records
+from benchmarks.paper_tables import (
+    CONTAMINATED,
+    QUICK,
+    STUDY,
+    figures_of,
+    kept_study,
+    ledger_records,
+    quick_request,
+)
 from benchmarks.paper_tables_report import MARKS, NOTE, QQP_DEV, columns_table, markdown_result, write_page
 from tests.tiny_records import run_record
 from tests.tiny_study import study_of, whole_task
@@ -46,19 +54,26 @@ def test_the_study_has_the_papers_eight_tasks_and_no_other() -> None:
     assert set(CONTAMINATED) <= {entry.name for entry in STUDY}
 
 
-def test_records_are_those_of_both_ledgers_each_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(paper_tables, "KEPT", tmp_path / "kept.jsonl")
+def test_records_are_those_of_both_ledgers_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = Ledger(tmp_path, name="kept.jsonl")
+    monkeypatch.setattr(paper_tables, "kept_ledger", lambda: kept)
     monkeypatch.setattr(paper_tables, "FOLDER", tmp_path / "work")
     with pytest.raises(TrainingError, match=r"do some first: python -m benchmarks\.paper_tables_run"):
         ledger_records()
-    kept = Ledger(tmp_path)
-    kept.path = tmp_path / "kept.jsonl"
     first, second, third = (run_record(80.0, seed=seed) for seed in range(3))
     kept.append(first)
     kept.append(second)
     for record in (second, third):
         Ledger(tmp_path / "work" / "runs").append(record)
-    assert [record.spec.seed for record in ledger_records()] == [0, 1, 2]
+    # A run that was recorded again stands where it was recorded last, which says what was asked for last.
+    assert [record.spec.seed for record in ledger_records()] == [0, 1, 1, 2]
+
+
+def test_the_quick_study_can_be_asked_of_the_backbone_that_it_is_trained_on() -> None:
+    for entry in QUICK:
+        request = quick_request(entry, 6, 384)
+        assert set(request.teacher_layers or ()) <= set(request.layers)
+        assert request.teacher_layers
 
 
 def test_what_was_run_for_the_study_is_found_by_it() -> None:
@@ -99,6 +114,16 @@ def test_a_page_says_what_the_backbone_saw_which_rows_are_a_sample_and_how_wide_
     assert lines[2] == "| rte | accuracy | 100 | 277 (±4.6) | 2 |"
     assert lines[3] == "| qqp | accuracy | 100 (of a sample of 3000) | 277 (±4.6) | 2 |"
     assert lines[4] == "| mnli | accuracy | open (of a sample of 3000) | 277 | 2 |"
+
+
+def test_what_the_backbone_saw_is_said_only_of_tasks_that_it_saw() -> None:
+    result = result_of("rte", contaminated=())
+    result["details"]["reproduction"]["tasks"] = [
+        {**each, "task": each["task"].replace("qqp", "sst2")} for each in result["details"]["reproduction"]["tasks"]
+    ]
+    result["details"]["entries"] = [each for each in result["details"]["entries"] if each["task"] != "qqp"]
+    assert NOTE not in markdown_result(result)
+    assert QQP_DEV not in markdown_result(result)
 
 
 def test_where_every_finished_task_is_contaminated_there_is_one_average() -> None:
