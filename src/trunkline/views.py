@@ -57,10 +57,15 @@ def candidate_table(candidates: Sequence[Candidate]) -> Table:
         table.add_column(heading)
     for heading in ("metric", "selection", "dev", "spread", "max", "seeds", "seconds"):
         table.add_column(heading, justify="right")
+    starts: dict[tuple[object, ...], set[int | str | None]] = {}
     for c in candidates:
+        starts.setdefault(_place_of(c), set()).add(c.started_in)
+    for c in candidates:
+        several = len(starts[_place_of(c)]) > 1
+        arm = f"{c.arm} (from a teacher of {c.started_in})" if several else _arm(c)
         figures = (c.selection_mean, c.dev_mean, c.dev_spread, c.dev_max)
         table.add_row(
-            c.task, _arm(c), str(c.exit_layer), str(c.own_layers), c.pooling, c.metric, *map(_points, figures),
+            c.task, arm, str(c.exit_layer), str(c.own_layers), c.pooling, c.metric, *map(_points, figures),
             str(len(c.seeds)), f"{c.seconds:.0f}",
         )  # fmt: skip
     return table
@@ -244,6 +249,10 @@ def _own_layers(start: int, count: int) -> str:
 
 def _by_exit(manifest: Manifest) -> list[tuple[str, TaskEntry]]:
     return sorted(manifest.tasks.items(), key=lambda item: (item[1].exit_layer, item[0]))
+
+
+def _place_of(c: Candidate) -> tuple[object, ...]:
+    return (c.task, c.arm, c.exit_layer, c.own_layers, c.pooling, c.init)
 
 
 def _arm(trained: Candidate | PlannedTask) -> str:

@@ -161,6 +161,17 @@ def test_students_from_the_backbone_are_told_from_those_of_a_teacher() -> None:
     assert shown.count("student") == 2
 
 
+def test_students_of_teachers_of_two_lengths_are_told_apart() -> None:
+    teachers = [run_record(70.0, exit_layer=4 - n, own_layers=n) for n in (2, 3)]
+    students = [
+        run_record(80.0, arm="student", own_layers=1, init="teacher", init_from=each.run_id) for each in teachers
+    ]
+    shown = drawn(candidate_table(candidates_of([*teachers, *students])))
+    assert "student (from a teacher of 2)" in shown
+    assert "student (from a teacher of 3)" in shown
+    assert "a teacher of" not in drawn(candidate_table(candidates_of([*teachers, students[0]])))
+
+
 def test_a_plan_says_why_and_what_it_costs() -> None:
     candidates = candidates_of([run_record(80.0), run_record(85.0, exit_layer=1, own_layers=3)])
     shown = drawn(plan_table(rule_plan(candidates, min_gain=2.0, n_layers=4)))

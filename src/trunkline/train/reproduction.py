@@ -5,7 +5,9 @@ Whatever the ledger has at the moment is shown: a cell without all its seeds is 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
+from statistics import fmean
+
+import msgspec
 
 from trunkline.core.errors import SpecError
 from trunkline.core.specs import Metric, Spec, TaskSpec
@@ -308,19 +310,14 @@ def _blank(task: str, arm: Arm, init: Init, exit_layer: int | None, own_layers: 
 
 
 def _filled(blank: Cell, candidate: Candidate, full: float | None) -> Cell:
-    mean, dev = candidate.dev_mean, candidate.dev_metrics
-    return Cell(
-        task=blank.task,
-        arm=blank.arm,
-        init=blank.init,
-        exit_layer=blank.exit_layer,
-        own_layers=blank.own_layers,
+    mean = candidate.dev_mean
+    return msgspec.structs.replace(
+        blank,
         seeds=candidate.seeds,
-        n_wanted=blank.n_wanted,
-        dev_metrics=dev,
+        dev_metrics=candidate.dev_metrics,
         selection_mean=candidate.selection_mean,
         mean=mean,
-        spread=stdev(dev) if len(dev) > 1 else None,
+        spread=candidate.dev_spread,
         max=candidate.dev_max,
         # A hair below the bound is a tie broken by binary fractions.
         reaches_99=None if mean is None or full is None else mean >= SHADED * full - 1e-9,

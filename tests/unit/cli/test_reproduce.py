@@ -1,6 +1,7 @@
 """`trunkline reproduce` from task files to tables and pictures, on a pico backbone."""
 
 import shutil
+import sys
 from pathlib import Path
 
 import msgspec
@@ -98,6 +99,17 @@ def test_a_budget_that_is_over_begins_no_run_and_the_next_command_goes_on(place:
     assert read(copy / "runs" / "report").cells_done == 1
     reproduce(copy)
     assert read(copy / "runs" / "report").cells_done == CELLS
+
+
+@pytest.mark.usefixtures("done")
+def test_without_matplotlib_data_and_tables_are_written_and_it_is_said(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    shown = reproduce(place, "--report-only", "--report", tmp_path / "report")
+    assert shown.code == 0
+    assert "no picture was drawn: package 'matplotlib': not installed" in shown.err
+    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == ["reproduction.json", "tables.md"]
 
 
 @pytest.mark.parametrize(
