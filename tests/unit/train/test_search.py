@@ -32,7 +32,7 @@ def test_layers_are_the_papers_shares_of_any_depth() -> None:
 
 def test_choices_begin_at_half_the_layers_and_each_is_listed_once() -> None:
     choices = teacher_choices(12, poolings=("cls", "mean"), preset=QUICK_PRESET)
-    assert (choices[0].own_layers, choices[0].pooling) == (7, "cls")
+    assert (choices[0].own_layers, choices[0].pooling) == (6, "cls")
     assert choices[1].pooling == "mean"
     assert len(set(choices)) == len(choices)
     assert {choice.own_layers for choice in grid(12, pooling="cls", preset=QUICK_PRESET)} == set(teacher_layers(12))
@@ -100,7 +100,7 @@ def test_optuna_may_propose_further_trials(tmp_path: Path) -> None:
 
 
 def test_a_storage_that_is_not_there_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="search storage nonsense://x: cannot be opened"):
+    with pytest.raises(TrainingError, match="search storage nonsense://x: cannot be used"):
         searched(tmp_path, budget=3.0, storage="nonsense://x")
 
 
@@ -110,7 +110,12 @@ def test_a_storage_that_is_not_there_is_an_error(tmp_path: Path) -> None:
         ({"budget": 0.0}, "budget is 0.0"),
         ({"seeds": ()}, "seeds are"),
         ({"student_layers": ()}, "students are"),
-        ({"n_students": 0}, "at least one student"),
+        ({"budget": float("inf")}, "budget is inf"),
+        ({"min_gain": float("nan")}, "min_gain is nan"),
+        ({"seeds": (0, 1, 0)}, "--seeds 0, 1, 0 names one twice"),
+        ({"student_layers": (1, 1)}, "--students 1, 1 names one twice"),
+        ({"n_proposals": -1}, "n_proposals is -1"),
+        ({"n_students": 0}, "n_students is 0"),
     ],
 )
 def test_requests_that_make_no_search_are_refused(fields: dict[str, Any], message: str) -> None:
