@@ -35,7 +35,6 @@ RUNG_ROWS = (256, 512)
 NOISE_SHARE = 0.5
 """Of the standard error of a share on the selection rows: what is closer than this to the best counts as equal."""
 RATE_RANGE = (0.25, 4.0)
-EPOCH_RANGE = (1, 10)
 TEMPERATURE_RANGE = (1.0, 8.0)
 N_ASKED = 20
 """So often Optuna is asked for a proposal that fits."""
@@ -103,7 +102,7 @@ def fate_of(each: Measured, measured: Sequence[Measured], standing: Sequence[Cho
 
 
 def space_of(choices: Sequence[Choice]) -> dict[str, BaseDistribution]:
-    """The fields that a stage searches, wide enough for these choices; exits of teachers follow from their layers."""
+    """The fields that a stage searches, wide enough for these choices; a teacher's exit follows from its layers."""
 
     def spread(name: str, around: tuple[float, float]) -> tuple[float, float]:
         values = [getattr(choice, name) for choice in choices]
@@ -113,10 +112,9 @@ def space_of(choices: Sequence[Choice]) -> dict[str, BaseDistribution]:
         values = [getattr(choice, name) for choice in choices]
         return IntDistribution(min(values), max(values))
 
-    low, high = spread("epochs", EPOCH_RANGE)
     space: dict[str, BaseDistribution] = {
         "own_layers": counts("own_layers"),
-        "epochs": IntDistribution(int(low), int(high)),
+        "epochs": IntDistribution(1, max(choice.epochs for choice in choices)),
         "rate_factor": FloatDistribution(*spread("rate_factor", RATE_RANGE), log=True),
     }
     if choices[0].stage == "teacher":
@@ -140,16 +138,19 @@ def propose(measured: Mapping[Choice, float], *, fits: Callable[[Choice], bool])
         None where nothing that fits was found.
     """
     choices = list(measured)
-    space, like = space_of(choices), choices[0]
+    # Exit and length together, or most pairs would not fit the backbone.
+    places = {f"{choice.exit_layer} + {choice.own_layers}": choice for choice in choices}
+    space = {name: each for name, each in space_of(choices).items() if name not in ("exit_layer", "own_layers")}
+    space["place"] = CategoricalDistribution(tuple(places))
     sampler = TPESampler(seed=len(choices), n_startup_trials=min(10, len(choices)))
     study = optuna.create_study(direction="maximize", sampler=sampler)
     for choice, worth in measured.items():
-        study.add_trial(create_trial(value=worth, params=_params(choice, space), distributions=space))
+        params = {name: getattr(choice, name) for name in space if name != "place"}
+        params["place"] = f"{choice.exit_layer} + {choice.own_layers}"
+        study.add_trial(create_trial(value=worth, params=params, distributions=space))
     for _ in range(N_ASKED):
-        params: dict[str, Any] = study.ask(space).params
-        if like.stage == "teacher":
-            params["exit_layer"] = like.exit_layer + like.own_layers - params["own_layers"]
-        proposal = msgspec.structs.replace(like, **params)
+        asked: dict[str, Any] = study.ask(space).params
+        proposal = msgspec.structs.replace(places[asked.pop("place")], **asked)
         if proposal not in measured and fits(proposal):
             return proposal
     return None
@@ -223,8 +224,10 @@ class TrialList:
             TrainingError: The storage cannot be used.
         """
         state = TrialState.PRUNED if pruned else TrialState.COMPLETE
-        with self._at_storage(), suppress(ValueError, RuntimeError):
-            self._study.tell(self._trials[choice], worth, state=state)
+        with self._at_storage(), suppress(RuntimeError):
+            # A pruned trial is worth what it last reported.
+            told = None if pruned else worth
+            self._study.tell(self._trials[choice], told, state=state, skip_if_finished=True)
 
     @staticmethod
     def _found(there: Sequence[FrozenTrial], choice: Choice, space: Mapping[str, object]) -> FrozenTrial | None:

@@ -33,7 +33,7 @@ from trunkline.train.spending import Estimate, TrunkAccount, full_flops
 
 
 @dataclass(frozen=True, slots=True)
-class _Race:
+class Race:
     """One stage of a search.
 
     Attributes:
@@ -106,10 +106,10 @@ class TaskSearch:
         """
         self.check()
         request = self.request
-        (teacher,) = self._decide(_Race("teacher", self._teachers(), n_final=1))
+        (teacher,) = self._decide(Race("teacher", self._teachers(), n_final=1))
         taught = max(teacher[1], key=lambda record: record.selection_metric)
         students = self._students(teacher[0])
-        finals = self._decide(_Race("student", students, request.n_students, teacher[0], taught))
+        finals = self._decide(Race("student", students, request.n_students, teacher[0], taught))
         winner = max([*finals, teacher], key=lambda final: self._worth("student", final[0], _mean(final[1])))
         return SearchReport(
             task=self.task.spec.name,
@@ -183,17 +183,17 @@ class TaskSearch:
         students = longest_first[rank:][:1] or longest_first[:1]
         return self.estimate.pair(teacher, students * self.request.n_students)
 
-    def _cost(self, race: _Race, choice: Choice) -> float:
+    def _cost(self, race: Race, choice: Choice) -> float:
         """What is set aside for a choice that may win: its final runs, and of a teacher the student after it."""
         return self._usual(choice) if race.teacher is None else self.estimate.final(choice, race.teacher)
 
-    def _answers(self, race: _Race) -> float:
+    def _answers(self, race: Race) -> float:
         """What the teacher's answers to all rows cost, once for all final students."""
         if race.teacher is None or not race.choices:
             return 0.0
         return self.estimate.answers(race.choices[0], race.teacher, None)
 
-    def _affordable(self, race: _Race, rungs: Sequence[int]) -> list[Choice]:
+    def _affordable(self, race: Race, rungs: Sequence[int]) -> list[Choice]:
         """Those choices, from the front of the order, that the budget has room to compare beside the final runs."""
         left = self._left() - self._answers(race)
         costs = {choice: self._cost(race, choice) for choice in race.choices}
@@ -212,7 +212,7 @@ class TaskSearch:
         return chosen
 
     def _needed(
-        self, race: _Race, choices: Sequence[Choice], costs: Mapping[Choice, float], rungs: Sequence[int]
+        self, race: Race, choices: Sequence[Choice], costs: Mapping[Choice, float], rungs: Sequence[int]
     ) -> float:
         """What it takes to compare some choices and train out the dearest of them; students keep half of the rest."""
         dear = [costs[choice] for choice in choices]
@@ -231,7 +231,7 @@ class TaskSearch:
             count = max(race.n_final, count // 2)
         return race.n_final * max(dear) + trials * (2 if race.stage == "teacher" else 1)
 
-    def _payable(self, race: _Race, order: Sequence[Choice]) -> list[Choice]:
+    def _payable(self, race: Race, order: Sequence[Choice]) -> list[Choice]:
         """The first of an order whose final runs the budget still pays; the cheapest where it pays none."""
         left = self._left() - self._answers(race)
         costs = [self._least(choice) if race.teacher is None else self._cost(race, choice) for choice in order]
@@ -244,7 +244,7 @@ class TaskSearch:
 
     # ------------------------------------------------------------------------------------------ racing
 
-    def _decide(self, race: _Race) -> list[tuple[Choice, list[RunRecord]]]:
+    def _decide(self, race: Race) -> list[tuple[Choice, list[RunRecord]]]:
         """Drop the weak on few rows, then train the rest on all rows, once a seed."""
         if not race.choices:
             return []
@@ -258,7 +258,7 @@ class TaskSearch:
             chosen = self._halve(race, chosen, rungs)
         return [(choice, self._final(race, choice)) for choice in chosen]
 
-    def _halve(self, race: _Race, chosen: Sequence[Choice], rungs: Sequence[int]) -> list[Choice]:
+    def _halve(self, race: Race, chosen: Sequence[Choice], rungs: Sequence[int]) -> list[Choice]:
         """Run every trial on a rung's rows; keep the better half, and at the last rung as many as are trained out."""
         trials, standing = self._trial_list(race), list(chosen)
         trials.begin(standing)
@@ -277,35 +277,28 @@ class TaskSearch:
                     trials.finish(each.choice, each.worth, pruned=each.choice not in standing)
         return standing
 
-    def _trial_list(self, race: _Race) -> TrialList:
+    def _trial_list(self, race: Race) -> TrialList:
         # All that a figure depends on: precision and dropout too, and which run is the teacher.
         fields = run_fields(self.bench, self.task, seed=0, pooling=self.task.spec.pooling)
         taught = None if race.taught is None else race.taught.run_id
         name = f"{self.task.spec.name}-{race.stage}-{spec_digest((fields, self.request, taught))[:20]}"
         return TrialList(self.bench.ledger.folder, name, storage=self.request.storage)
 
-    def _measure(self, race: _Race, choices: Sequence[Choice], n_rows: int) -> list[Measured]:
+    def _measure(self, race: Race, choices: Sequence[Choice], n_rows: int) -> list[Measured]:
         records = self._execute(race, choices, n_rows, seed=self.request.seeds[0])
         return [
             Measured(choice, record, self._worth(race.stage, choice, record.selection_metric))
             for choice, record in zip(choices, records, strict=True)
         ]
 
-    def _proposed(self, race: _Race, measured: Sequence[Measured], n_rows: int, trials: TrialList) -> list[Measured]:
+    def _proposed(self, race: Race, measured: Sequence[Measured], n_rows: int, trials: TrialList) -> list[Measured]:
         """What Optuna proposes after the first rung, one after the other; nothing dearer than what was compared."""
         known = {each.choice: each.worth for each in measured}
-        layers, exits = {choice.own_layers for choice in known}, {choice.exit_layer for choice in known}
         dearest = max(self._cost(race, choice) for choice in known)
         longest = max(self.runs.flops(choice, n_rows) for choice in known)
 
         def fits(choice: Choice) -> bool:
-            return (
-                choice.own_layers in layers
-                and choice.exit_layer in exits
-                and choice.exit_layer + choice.own_layers <= self.n_layers
-                and self.runs.flops(choice, n_rows) <= longest
-                and self._cost(race, choice) <= dearest
-            )
+            return self.runs.flops(choice, n_rows) <= longest and self._cost(race, choice) <= dearest
 
         further: list[Measured] = []
         for _ in range(self.request.n_proposals):
@@ -318,7 +311,7 @@ class TaskSearch:
             known[proposal] = further[-1].worth
         return further
 
-    def _staying(self, race: _Race, measured: Sequence[Measured], next_rows: int | None) -> list[Choice]:
+    def _staying(self, race: Race, measured: Sequence[Measured], next_rows: int | None) -> list[Choice]:
         """Who is measured at the next rung, or trained out where there is none."""
         worth, half = [each.worth for each in measured], max(race.n_final, len(measured) // 2)
         if next_rows is None or half <= race.n_final:
@@ -336,13 +329,13 @@ class TaskSearch:
 
     # ------------------------------------------------------------------------------------------ runs
 
-    def _final(self, race: _Race, choice: Choice) -> list[RunRecord]:
+    def _final(self, race: Race, choice: Choice) -> list[RunRecord]:
         records = [self._execute(race, [choice], None, seed=seed)[0] for seed in self.request.seeds]
         for record in records:
             self._note(choice, record, n_rows=None, fate="trained on all rows")
         return records
 
-    def _execute(self, race: _Race, choices: Sequence[Choice], n_rows: int | None, *, seed: int) -> list[RunRecord]:
+    def _execute(self, race: Race, choices: Sequence[Choice], n_rows: int | None, *, seed: int) -> list[RunRecord]:
         for part in self.runs.parts(choices, n_rows, race.teacher):
             self.trunk.fill(part.rows, part.exits, dtype=part.dtype)
         specs = [self.runs.spec(choice, n_rows=n_rows, seed=seed, taught=race.taught) for choice in choices]
