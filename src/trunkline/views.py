@@ -188,7 +188,11 @@ def search_table(report: SearchReport) -> RenderableType:
     )
     if report.exhaustive:
         said = f"{report.task}: the whole grid, {report.cost:.2f} full fine-tunings, {report.seconds:,.0f} s"
-    left = f"{len(report.not_tried)} choices were beyond the budget" if report.not_tried else ""
+    passed_over = (
+        (report.not_tried, "were beyond the budget"),
+        (report.not_compared, "were not tried: too few rows to compare on a part of them"),
+    )
+    left = "; ".join(f"{len(choices)} choices {why}" for choices, why in passed_over if choices)
     chosen = f"teacher: {report.teacher}; worth most: {report.winner}"
     return Group(Text(said, style="bold"), table, Text(chosen), Text(left))
 

@@ -68,16 +68,15 @@ def teacher_layers(n_layers: int) -> range:
 
 
 def teacher_choices(n_layers: int, *, poolings: tuple[Pooling, ...], preset: Preset) -> list[Choice]:
-    """Teachers, the most promising first: half of the layers, then fewer, then more; the other pooling; other rates.
+    """Teachers, the most promising first: half of the layers, then ever fewer and more; the other pooling; other rates.
 
     Args:
         n_layers: Of the backbone.
         poolings: Those that are searched, the task's own first.
         preset: Says the epochs.
     """
-    layers = teacher_layers(n_layers)
-    middle = layers[len(layers) // 2] if len(layers) % 2 else layers[len(layers) // 2 - 1]
-    order = sorted(layers, key=lambda count: (abs(count - middle), count))
+    middle = n_layers // 2
+    order = sorted(teacher_layers(n_layers), key=lambda count: (abs(count - middle), count))
 
     def choice(count: int, pooling: Pooling, factor: float = 1.0) -> Choice:
         return Choice(
