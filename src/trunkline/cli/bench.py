@@ -13,6 +13,17 @@ CacheLimitOption = Annotated[
 ]
 
 
+def cache_limit_bytes(cache_limit: str) -> int | None:
+    """Bytes of ``--cache-limit``; None where it was not given.
+
+    Raises:
+        SpecError: It is no size.
+    """
+    from trunkline.train.cache_room import parse_size
+
+    return parse_size(cache_limit) if cache_limit else None
+
+
 @contextmanager
 def open_bench(
     backbone: Any,

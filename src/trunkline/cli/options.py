@@ -13,6 +13,9 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value i
 
 TaskFiles = Annotated[list[Path], typer.Argument(help="Task files (YAML).")]
 PresetOption = Annotated[Literal["default", "paper"], typer.Option(help="Hyperparameters; paper: its table 4.")]
+SelectOption = Annotated[
+    Literal["train_slice", "dev"], typer.Option(help="Rows that choices are made on; dev is the paper's way.")
+]
 BackboneOption = Annotated[str, typer.Option(help="'minilm', a folder, or a name on the Hugging Face Hub.")]
 
 

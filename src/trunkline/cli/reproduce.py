@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trunkline.cli.bench import CacheLimitOption, open_bench
+from trunkline.cli.bench import CacheLimitOption, cache_limit_bytes, open_bench
 from trunkline.cli.options import (
     BackboneOption,
     JsonOption,
@@ -44,14 +44,13 @@ def reproduce_command(  # noqa: PLR0913 - each option is one of the study's choi
     """Reproduce the paper's tables 1, 2 and 5 and figures 2 and 5; given again, it goes on where it stopped."""
     from trunkline.reports.tables import markdown_tables
     from trunkline.reports.write import write_report
-    from trunkline.train.cache_room import parse_size
     from trunkline.train.ledger import Ledger
     from trunkline.train.reproduction import check_studied
     from trunkline.train.reproduction_tables import reproduce
     from trunkline.train.study import Study
 
     deadline = _deadline(budget_minutes, report_only=report_only)
-    limit_bytes = parse_size(cache_limit) if cache_limit else None
+    limit_bytes = cache_limit_bytes(cache_limit)
     specs = read_tasks(tasks)
     check_studied(specs)
     loaded = open_backbone(backbone)

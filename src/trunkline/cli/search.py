@@ -1,13 +1,22 @@
 """`trunkline search`: layers and settings chosen within a budget."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import msgspec
 import typer
 
-from trunkline.cli.bench import CacheLimitOption, open_bench
-from trunkline.cli.options import BackboneOption, JsonOption, TaskFiles, numbers, open_backbone, read_tasks
+from trunkline.cli.bench import CacheLimitOption, cache_limit_bytes, open_bench
+from trunkline.cli.options import (
+    BackboneOption,
+    JsonOption,
+    PresetOption,
+    SelectOption,
+    TaskFiles,
+    numbers,
+    open_backbone,
+    read_tasks,
+)
 from trunkline.cli.show import show, show_json
 
 
@@ -25,12 +34,8 @@ def search_command(  # noqa: PLR0913 - each option is one of the request's field
     n_students: Annotated[int, typer.Option(help="How many students are trained on all rows.")] = 1,
     n_proposals: Annotated[int, typer.Option(help="Further trials of each stage that Optuna proposes.")] = 0,
     exhaustive: Annotated[bool, typer.Option("--exhaustive", help="Run the whole grid, to compare with.")] = False,
-    preset: Annotated[
-        Literal["default", "paper"], typer.Option(help="Hyperparameters; paper: its table 4.")
-    ] = "default",
-    select: Annotated[
-        Literal["train_slice", "dev"], typer.Option(help="Rows that choices are made on; dev is the paper's way.")
-    ] = "train_slice",
+    preset: PresetOption = "default",
+    select: SelectOption = "train_slice",
     cache_limit: CacheLimitOption = "",
     storage: Annotated[
         str, typer.Option(help="Database of the trials (postgresql://...); empty: a journal in the runs folder.")
@@ -39,12 +44,11 @@ def search_command(  # noqa: PLR0913 - each option is one of the request's field
 ) -> None:
     """Choose layers, exit, pooling and rates for about the price of one full fine-tuning; resumes."""
     from trunkline.core.specs import convert_spec
-    from trunkline.train.cache_room import parse_size
     from trunkline.train.search import search_tasks
     from trunkline.train.search_spec import SearchRequest
     from trunkline.train.spec import preset as preset_of
 
-    limit_bytes = parse_size(cache_limit) if cache_limit else None
+    limit_bytes = cache_limit_bytes(cache_limit)
     specs = read_tasks(tasks)
     loaded = open_backbone(backbone)
     request = convert_spec(

@@ -5,11 +5,12 @@ from typing import Annotated, Literal
 
 import typer
 
-from trunkline.cli.bench import CacheLimitOption, open_bench
+from trunkline.cli.bench import CacheLimitOption, cache_limit_bytes, open_bench
 from trunkline.cli.options import (
     BackboneOption,
     JsonOption,
     PresetOption,
+    SelectOption,
     TaskFiles,
     numbers,
     open_backbone,
@@ -41,9 +42,7 @@ def train_command(  # noqa: PLR0913 - each option is one of the request's fields
     augment: Annotated[int, typer.Option(help="Make so many rows of each row for students to learn from.")] = 0,
     init_from: Annotated[Path | None, typer.Option(help="Branch that the tuned layers start in.")] = None,
     preset: PresetOption = "default",
-    select: Annotated[
-        Literal["train_slice", "dev"], typer.Option(help="Rows that choices are made on; dev is the paper's way.")
-    ] = "train_slice",
+    select: SelectOption = "train_slice",
     cache_dtype: Annotated[Literal["bfloat16", "float32"], typer.Option(help="Of cached activations.")] = "bfloat16",
     cache_limit: CacheLimitOption = "",
     precision: Annotated[
@@ -53,11 +52,10 @@ def train_command(  # noqa: PLR0913 - each option is one of the request's fields
     as_json: JsonOption = False,
 ) -> None:
     """Tune the top layers for each task, then distil students; killed and started again, it resumes."""
-    from trunkline.train.cache_room import parse_size
     from trunkline.train.candidates import candidates_of
     from trunkline.train.pipeline import check_request, train_tasks
 
-    limit_bytes = parse_size(cache_limit) if cache_limit else None
+    limit_bytes = cache_limit_bytes(cache_limit)
     specs = read_tasks(tasks)
     loaded = open_backbone(backbone)
     request = train_request(
