@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trunkline.bundle.store import read_branch
 from trunkline.core.specs import Pooling
 from trunkline.train.bench import Workbench
 from trunkline.train.candidates import Candidate, best_partial, candidates_of
@@ -18,7 +17,7 @@ from trunkline.train.ledger import Needed
 from trunkline.train.prepare import PreparedTask, Split
 from trunkline.train.run import Start, Taught, execute
 from trunkline.train.spec import Arm, Hyperparameters, RunRecord, RunSpec, TrainRequest, teachers_of
-from trunkline.train.start import initial_tensors, read_start, taken_over, warm_start
+from trunkline.train.start import read_start, taken_over, teacher_start, warm_start
 from trunkline.train.teach import taught_by
 
 POLL_S = 1.0
@@ -170,13 +169,7 @@ class TaskRuns:
         return start
 
     def _start(self, spec: RunSpec, teacher: RunRecord | None) -> Callable[[], Start]:
-        def start() -> Start:
-            tensors = None
-            if teacher is not None:
-                tensors = read_branch(self.bench.ledger.branch_folder(self._whole(teacher).run_id)).tensors
-            return initial_tensors(self.bench.backbone, tensors, exit_layer=spec.exit_layer, own_layers=spec.own_layers)
-
-        return start
+        return lambda: teacher_start(self.bench, spec, None if teacher is None else self._whole(teacher))
 
     def _whole(self, record: RunRecord) -> RunRecord:
         """A finished run with its weights; where they are gone, it is run again."""

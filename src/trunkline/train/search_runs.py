@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from trunkline.bundle.store import read_branch
 from trunkline.model.cost import sizes_of
 from trunkline.train.bench import Workbench
 from trunkline.train.choices import Choice, Stage
@@ -13,7 +12,7 @@ from trunkline.train.prepare import PreparedTask, Split
 from trunkline.train.run import Start, Taught, execute, learned_rows, planned_flops
 from trunkline.train.search_spec import SearchRequest
 from trunkline.train.spec import CacheDtype, RunRecord, RunSpec
-from trunkline.train.start import initial_tensors
+from trunkline.train.start import teacher_start
 from trunkline.train.teach import taught_by
 
 
@@ -137,13 +136,7 @@ class SearchRuns:
         return [done[spec.run_id] for spec in specs]
 
     def _start(self, spec: RunSpec, taught: RunRecord | None) -> Callable[[], Start]:
-        def start() -> Start:
-            tensors = None
-            if spec.init == "teacher" and taught is not None:
-                tensors = read_branch(self.bench.ledger.branch_folder(taught.run_id)).tensors
-            return initial_tensors(self.bench.backbone, tensors, exit_layer=spec.exit_layer, own_layers=spec.own_layers)
-
-        return start
+        return lambda: teacher_start(self.bench, spec, taught if spec.init == "teacher" else None)
 
     def _teach(self, taught: RunRecord | None) -> Callable[[Split], Taught] | None:
         if taught is None:

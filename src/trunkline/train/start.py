@@ -11,9 +11,10 @@ from trunkline.core.specs import BranchSpec
 from trunkline.model.backbone import Backbone
 from trunkline.model.encoder import build_empty, parameter_arrays
 from trunkline.model.heads import build_head, init_head, start_at_frequencies
+from trunkline.train.bench import Workbench
 from trunkline.train.prepare import PreparedTask
 from trunkline.train.run import Start, learned_rows
-from trunkline.train.spec import RunSpec
+from trunkline.train.spec import RunRecord, RunSpec
 
 
 def initial_tensors(
@@ -39,6 +40,14 @@ def initial_tensors(
     if teacher is not None:
         tensors.update({name: a for name, a in teacher.items() if name.startswith("head.")})
     return Start(tensors=tensors, head=teacher is not None)
+
+
+def teacher_start(bench: Workbench, spec: RunSpec, teacher: RunRecord | None) -> Start:
+    """Where a run starts: in a finished teacher whose branch is there, or with None in the backbone."""
+    tensors = None
+    if teacher is not None:
+        tensors = read_branch(bench.ledger.branch_folder(teacher.run_id)).tensors
+    return initial_tensors(bench.backbone, tensors, exit_layer=spec.exit_layer, own_layers=spec.own_layers)
 
 
 def read_start(folder: Path, backbone: Backbone) -> StoredBranch:
