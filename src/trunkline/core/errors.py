@@ -13,6 +13,11 @@ TrunklineError
 │   ├── MissingBranchError (KeyError)   the manifest or a file lacks a branch
 │   ├── NonFiniteError                  NaN or infinity among weights or answers
 │   └── VerificationError               golden inputs give other answers
+├── EngineError          (RuntimeError) an engine does not answer a request
+│   ├── QueueFullError                  its bounded queue has no room
+│   ├── DeadlineError (TimeoutError)    the request's deadline has passed
+│   ├── CancelledRequestError           whoever asked took the request back
+│   └── ClosedError                     it is closed, or closes
 └── MissingDependencyError (ImportError) an optional extra is not installed
 
 A message says, in this order: the subject, what was found, what is allowed, what to do.
@@ -80,6 +85,26 @@ class NonFiniteError(BundleError):
 
 class VerificationError(BundleError):
     """Golden inputs no longer give the answers that were stored with the branch."""
+
+
+class EngineError(TrunklineError, RuntimeError):
+    """An engine does not answer a request, for a reason that lies in neither the request's form nor the bundle."""
+
+
+class QueueFullError(EngineError):
+    """The bounded queue has no room for a request; nothing of it was queued."""
+
+
+class DeadlineError(EngineError, TimeoutError):
+    """The deadline of a request passed before it was answered."""
+
+
+class CancelledRequestError(EngineError):
+    """Whoever asked took the request back before it was answered."""
+
+
+class ClosedError(EngineError):
+    """The engine is closed, or closes, and takes no more requests."""
 
 
 class MissingDependencyError(TrunklineError, ImportError):
