@@ -5,12 +5,14 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from itertools import count
+from pathlib import Path
 
 import pytest
 
 from trunkline.core.errors import QueueFullError, SpecError
 from trunkline.engine.scheduler import Job, Limits, Scheduler
 
+SRC = Path(__file__).resolve().parents[3] / "src"
 WIDE = Limits(batch_tokens=10_000, batch_rows=1_000, queued_rows=10_000, queued_tokens=100_000)
 
 
@@ -293,5 +295,5 @@ def test_a_deadline_that_is_no_number_is_refused() -> None:
 
 def test_the_scheduler_needs_neither_torch_nor_numpy() -> None:
     code = "import sys, trunkline.engine.scheduler; print({'torch', 'numpy'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=SRC)
     assert done.stdout.strip() == "set()"
