@@ -24,21 +24,23 @@ from trunkline.engine.scheduler import Job, Limits, Scheduler, Step
 
 Flow: TypeAlias = tuple[str, tuple[str, ...]]
 """A caller and a task set."""
+Row: TypeAlias = tuple[str, tuple[str, ...], int, float, float | None]
 
 SRC = Path(__file__).resolve().parents[2] / "src"
 PATIENCE_S = 4.0
-MAX_COST = 8
 
-# Few names, so that they meet; whole costs, so that sums are exact.
-callers = st.sampled_from(["a", "b", "c"]) | st.integers(0, 30).map(str)
-task_sets = st.sampled_from([("x",), ("y",), ("x", "y"), ("z",)])
+# Few names, so that they meet; costs that lean on the task set, so that rows are no measure of them, and whole ones, so
+# that sums are exact.
+COSTS = {("x",): 1, ("x", "y"): 2, ("z",): 4}
+callers = st.sampled_from(["a", "b", "c", "d", "e"])
 rows = st.tuples(
     callers,
-    task_sets,
+    st.sampled_from(sorted(COSTS)),
     st.integers(1, 12),
-    st.integers(1, MAX_COST).map(float) | st.just(float(MAX_COST)),
+    st.sampled_from([1.0, 2.0]),
     st.none() | st.integers(-1, 12).map(float),
 )
+"""Caller, task set, tokens, cost as a multiple of the task set's, seconds until the deadline."""
 some_limits = st.builds(
     Limits,
     batch_tokens=st.integers(1, 40),
@@ -137,18 +139,18 @@ class AnyCalls(RuleBasedStateMachine):
         self.accepted: list[tuple[str, Any, float]] = []
         self.steps: list[Step] = []
 
-    def job(self, row: tuple[str, tuple[str, ...], int, float, float | None]) -> Job:
-        caller, tasks, n_tokens, cost, time_left = row
+    def job(self, row: Row) -> Job:
+        caller, tasks, n_tokens, multiple, time_left = row
         deadline = None if time_left is None else self.now + time_left
         self.next_number += 1
-        return Job(self.next_number, caller, tasks, n_tokens, cost, deadline)
+        return Job(self.next_number, caller, tasks, n_tokens, multiple * COSTS.get(tasks, 3), deadline)
 
     @rule(seconds=st.integers(0, 5).map(float))
     def wait(self, seconds: float) -> None:
         self.now += seconds
 
     @rule(request=st.lists(rows, max_size=8))
-    def add(self, request: list[tuple[str, tuple[str, ...], int, float, float | None]]) -> None:
+    def add(self, request: list[Row]) -> None:
         jobs = [self.job(row) for row in request]
         n_rows, n_tokens = len(jobs), sum(job.n_tokens for job in jobs)
         n_all_rows, n_all_tokens = n_rows + self.scheduler.n_rows, n_tokens + self.scheduler.n_tokens
@@ -173,12 +175,15 @@ class AnyCalls(RuleBasedStateMachine):
         for number in sorted(set(numbers) & self.books.waits.keys()):
             self.books.end(number)
 
-    @rule(n_rounds=st.integers(1, 10), others=st.lists(rows, min_size=1, max_size=3))
+    @rule(n_rounds=st.integers(1, 10), others=st.lists(rows, max_size=2), newcomer=rows, new_caller=st.booleans())
     def others_come_before_every_step(
-        self, n_rounds: int, others: list[tuple[str, tuple[str, ...], int, float, float | None]]
+        self, n_rounds: int, others: list[Row], newcomer: Row, *, new_caller: bool
     ) -> None:
+        """A name that was never there is among them, a caller or a task set."""
+        caller, tasks, *rest = newcomer
         for _ in range(n_rounds):
-            self.add([(f"new {self.next_number}", *row[1:]) if n == 0 else row for n, row in enumerate(others)])
+            name = f"new {self.next_number}"
+            self.add([(name, tasks, *rest) if new_caller else (caller, (name,), *rest), *others])
             self.step()
 
     @rule()

@@ -159,3 +159,14 @@ def test_threads_that_share_a_cache_leave_it_whole() -> None:
     assert cache.hits + cache.misses == 4 * 3000
     assert cache.size_bytes == room_for(8)
     assert len(cache) == 8
+
+
+def test_reading_waits_while_another_thread_changes_the_cache() -> None:
+    cache = ResultsCache(room_for(2))
+    reader = Thread(target=cache.get, args=(KEY,))
+    with cache._lock:
+        reader.start()
+        reader.join(timeout=0.05)
+        assert reader.is_alive()
+    reader.join()
+    assert cache.misses == 1

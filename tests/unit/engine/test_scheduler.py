@@ -107,6 +107,20 @@ def test_task_sets_of_a_caller_take_turns_inside_its_share() -> None:
     assert order(queue_of(*a, *b)) == [1, 5, 2, 7, 3, 6, 4, 8]
 
 
+def test_shares_of_task_sets_are_counted_in_cost_too() -> None:
+    expensive = [job(n, "a", ("intent",), cost=30.0) for n in (1, 2)]
+    scheduler = queue_of(*expensive, *[job(n, "a", ("mood",)) for n in range(3, 9)])
+    assert order(scheduler) == [1, 3, 4, 5, 2, 6, 7, 8]
+
+
+def test_what_was_served_before_the_queue_was_empty_does_not_blur_later_shares() -> None:
+    scheduler = queue_of(job(0, cost=2.0**60))
+    scheduler.next_step(0.0)
+    expensive = [job(n, "a", cost=30.0) for n in (1, 2)]
+    scheduler.add([*expensive, *[job(n, "b") for n in range(3, 9)]], 0.0)
+    assert order(scheduler) == [1, 3, 4, 5, 2, 6, 7, 8]
+
+
 def test_a_caller_does_not_get_more_by_asking_for_more_task_sets() -> None:
     many = [job(n, "a", (f"task {n}",)) for n in range(4)]
     one = [job(n, "b") for n in range(4, 8)]
@@ -142,6 +156,16 @@ def test_ever_new_callers_do_not_keep_one_waiting() -> None:
             scheduler.add([job(number, f"new {number}")], 0.0)
         served += order(scheduler)
     assert sum(number < 100 for number in served) == 20
+
+
+def test_task_sets_that_come_and_go_leave_the_shares_of_others_alone() -> None:
+    lasting = [job(n, tasks=("intent",)) for n in range(20)] + [job(n, tasks=("mood",)) for n in range(20, 40)]
+    scheduler = queue_of(*lasting, within=limits(batch_rows=3))
+    served: list[int] = []
+    for number in range(100, 112):
+        scheduler.add([job(number, tasks=(f"task {number}",))], 0.0)
+        served += order(scheduler)
+    assert abs(sum(n < 20 for n in served) - sum(20 <= n < 40 for n in served)) <= 1
 
 
 # ---------------------------------------------------------------------------------------- deadlines
