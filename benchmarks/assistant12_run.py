@@ -56,14 +56,15 @@ SETS = (
     _set("hwu64_intent", 4000),
     _set("snips_slots", 3000, "span_f1", kind="tagging"),
     _set("atis_slots", 3000, "span_f1", kind="tagging"),
-    _set("btc_ner", 3000, "span_f1", kind="tagging"),
-    _set("emotion", 4000, "f1_macro"),
+    _set("btc_ner", 6000, "span_f1", kind="tagging"),
+    _set("emotion", 8000, "f1_macro"),
     _set("clinc150_domain", 3000),
-    _set("clinc150_oos", 3000, "f1_binary", positive_label="oos"),
+    # One row in sixty is out of scope: a sample would leave too few of them to learn from or to select by.
+    _set("clinc150_oos", 15_250, "f1_binary", positive_label="oos"),
     _set("hwu64_domain", 3000),
     _set("snips_intent", 2000),
     _set("atis_intent", 3000),
-    _set("sms_spam", 2000, "f1_binary", positive_label="spam"),
+    _set("sms_spam", 4000, "f1_binary", positive_label="spam"),
 )
 QUICK = tuple(replace(each, rows=500) for each in (SETS[9], SETS[11]))
 
