@@ -18,6 +18,7 @@ from benchmarks.harness import Benchmark, Measured
 from benchmarks.pages import runs_facts
 from benchmarks.sets import Set
 from trunkline.core.specs import Pooling
+from trunkline.engine.backends.choose import choose_backend
 from trunkline.engine.engine import Engine
 from trunkline.engine.evaluate import evaluate
 from trunkline.train.ledger import Ledger
@@ -37,7 +38,7 @@ def measure(*, quick: bool, out: Path) -> Measured:
     if quick:
         shutil.rmtree(folder, ignore_errors=True)
     reports, plan = make_bundle(folder, sets, folder / "bundle")
-    engine = Engine.open(folder / "bundle")
+    engine = Engine.open(folder / "bundle", backend=choose_backend(precision="fp32"))
     merged = {each.name: evaluate(engine, each.task(), "dev") for each in sets}
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(N_WORKERS, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:

@@ -26,6 +26,7 @@ from trunkline.bundle.merge import merge
 from trunkline.core.errors import DataError
 from trunkline.core.specs import DataSpec, InputForm, Kind, Metric, TaskSpec
 from trunkline.data.read import read_part
+from trunkline.engine.backends.choose import choose_backend
 from trunkline.engine.engine import Engine
 from trunkline.engine.evaluate import evaluate
 from trunkline.engine.verify import verify
@@ -252,7 +253,7 @@ def _merge_and_compare(folder: Path, backbone: Backbone, sets: Sequence[Set]) ->
     branches = [Path(task.branch) for task in plan.tasks]
     bundle = merge(branches, backbone, folder / "bundle", digests=[task.branch_digest for task in plan.tasks])
     verify(bundle.path)
-    engine = Engine.open(bundle.path)
+    engine = Engine.open(bundle.path, backend=choose_backend(precision="fp32"))
     tasks = {}
     for each in sets:
         planned = next(task for task in plan.tasks if task.task == each.name)
@@ -280,7 +281,7 @@ def _equal_in_bits(engine: Engine, each: Set, branch: Path, folder: Path, backbo
     rows = read_part(each.task(DATA), "dev")[:N_COMPARED]
     alone = folder / "alone"
     shutil.rmtree(alone, ignore_errors=True)
-    single = Engine.open(merge([branch], backbone, alone).path)
+    single = Engine.open(merge([branch], backbone, alone).path, backend=engine.backend)
     pairs = zip(engine.logits(rows, each.name), single.logits(rows, each.name), strict=True)
     together, own = ([answers[each.name] for answers in some.predict(rows)] for some in (engine, single))
     return together == own and all(np.array_equal(merged, own) for merged, own in pairs)

@@ -16,8 +16,8 @@ from trunkline.model.backbone import Backbone, load_backbone
 from trunkline.model.branch import FullModel
 from trunkline.model.checkpoint import FOREIGN_ACTIVATIONS, PREFIXES
 from trunkline.model.config import Architecture
-from trunkline.model.encoder import relative_buckets
 from trunkline.model.heads import ClsHead
+from trunkline.model.relative import relative_buckets
 from trunkline.model.tensors import read_tensors
 from trunkline.model.trunk import Trunk
 
@@ -163,7 +163,7 @@ def test_relative_buckets_equal_those_of_mpnet_at_any_distance() -> None:
 
     positions = torch.arange(512)
     expected = MPNetEncoder.relative_position_bucket(positions[None, :] - positions[:, None])
-    assert torch.equal(relative_buckets(512, 32, device=torch.device("cpu")), expected)
+    assert torch.equal(torch.from_numpy(relative_buckets(512, 32)), expected)
 
 
 @pytest.mark.weights

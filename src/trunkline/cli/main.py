@@ -13,7 +13,16 @@ import typer
 
 import trunkline
 from trunkline.cli import cache as cache_commands
-from trunkline.cli.options import JsonOption, TaskFiles, names, open_backbone, read_tasks
+from trunkline.cli.options import (
+    BackendOption,
+    DeviceOption,
+    JsonOption,
+    PrecisionOption,
+    TaskFiles,
+    names,
+    open_backbone,
+    read_tasks,
+)
 from trunkline.cli.plan import plan_command
 from trunkline.cli.reproduce import reproduce_command
 from trunkline.cli.search import search_command
@@ -210,16 +219,22 @@ def predict(
     bundle: BundleArgument,
     *,
     tasks: Annotated[str | None, typer.Option(help="Ask these tasks only, e.g. a,b; others are not read.")] = None,
+    backend: BackendOption = None,
+    precision: PrecisionOption = None,
+    device: DeviceOption = "cpu",
 ) -> None:
     """Answer JSON lines from standard input, one JSON line each on standard output, as they come."""
+    from trunkline.engine.backends.choose import choose_backend, describe
     from trunkline.engine.engine import Engine
     from trunkline.engine.stream import answer_lines, ready_lines
 
     asked = names(tasks, "--tasks")
     if sys.stdin is None:
         raise SpecError("standard input: is closed; predict reads lines from it; give it a file or a pipe")
+    chosen = choose_backend(backend, precision=precision, device=device)
+    sys.stderr.write(f"{bundle}: computing with {describe(chosen)}\n")
     with working(f"opening {bundle}"):
-        engine = Engine.open(bundle, tasks=asked)
+        engine = Engine.open(bundle, tasks=asked, backend=chosen)
     stdin = cast("ReadsWhatIsThere", sys.stdin.buffer)
     cut: Counter[str] = Counter()
     n_answered = 0
@@ -233,6 +248,7 @@ def predict(
                 n_answered += len(chunk.answers)
                 tell(f"{n_answered} lines answered")
     finally:
+        engine.close()
         for task, count in cut.items():
             if count:
                 length = engine.spec(task).max_length
@@ -240,23 +256,30 @@ def predict(
 
 
 @app.command()
-def evaluate(
+def evaluate(  # noqa: PLR0913 - options of a command
     bundle: BundleArgument,
     tasks: TaskFiles,
     *,
     part: Annotated[Literal["train", "dev", "test"], typer.Option(help="Which rows.")] = "dev",
+    backend: BackendOption = None,
+    precision: Annotated[Literal["fp32", "bf16", "fp16"], typer.Option(help="What is computed in.")] = "fp32",
+    device: DeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
     """Measure a bundle's tasks on labelled rows."""
     from trunkline.bundle.store import open_bundle
+    from trunkline.engine.backends.choose import choose_backend
     from trunkline.engine.engine import Engine
     from trunkline.engine.evaluate import check_tasks
     from trunkline.engine.evaluate import evaluate as evaluate_task
 
     specs, results = read_tasks(tasks), []
     check_tasks(open_bundle(bundle).manifest, specs, part)
-    with working(f"opening {bundle}") as tell:
-        engine = Engine.open(bundle, tasks=[spec.name for spec in specs])
+    chosen = choose_backend(backend, precision=precision, device=device)
+    with (
+        working(f"opening {bundle}") as tell,
+        Engine.open(bundle, tasks=[spec.name for spec in specs], backend=chosen) as engine,
+    ):
         for number, spec in enumerate(specs, start=1):
             tell(f"evaluating {spec.name} ({number} of {len(specs)})")
             results.append(evaluate_task(engine, spec, part))

@@ -17,6 +17,15 @@ SelectOption = Annotated[
     Literal["train_slice", "dev"], typer.Option(help="Rows that choices are made on; dev is the paper's way.")
 ]
 BackboneOption = Annotated[str, typer.Option(help="'minilm', a folder, or a name on the Hugging Face Hub.")]
+BackendOption = Annotated[
+    Literal["openvino", "torch"] | None,
+    typer.Option(help="What computes; by default openvino on the processor, torch on another device."),
+]
+PrecisionOption = Annotated[
+    Literal["fp32", "bf16", "fp16"] | None,
+    typer.Option(help="What is computed in; by default bf16 where the machine has it, else fp32."),
+]
+DeviceOption = Annotated[str, typer.Option(help="'cpu', or a device as torch names it, such as 'cuda'.")]
 
 
 def open_backbone(name: str) -> Any:

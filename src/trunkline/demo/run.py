@@ -15,6 +15,7 @@ from trunkline.core.specs import DataSpec, InputForm, Kind, Metric, Spec, TaskSp
 from trunkline.core.types import Example
 from trunkline.data.read import read_part
 from trunkline.demo.samples import write_samples
+from trunkline.engine.backends.choose import choose_backend
 from trunkline.engine.engine import Engine
 from trunkline.engine.evaluate import evaluate
 from trunkline.engine.verify import verify
@@ -123,7 +124,7 @@ def run_demo(
     tasks = [read_task(path) for path in write_samples(out / "data")] if data is None else _real_tasks(data)
     ledger = _train(console, tasks, backbone, runs=out / "runs", request=request)
     bundle = _plan_and_merge(console, ledger, backbone, out / "bundle")
-    engine = Engine.open(bundle.path)
+    engine = Engine.open(bundle.path, backend=choose_backend(precision="fp32"))
     report = _report(engine, bundle, tasks, ledger, started=started)
     console.print(bundle_picture(bundle.manifest), highlight=False)
     _ask(console, engine, tasks)

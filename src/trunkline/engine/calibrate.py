@@ -18,6 +18,7 @@ from trunkline.core.types import Example
 from trunkline.data.labels import unseen_labels
 from trunkline.data.read import read_part
 from trunkline.data.split import selection_slice
+from trunkline.engine.backends.choose import choose_backend
 from trunkline.engine.engine import Engine
 from trunkline.engine.evaluate import check_tasks
 from trunkline.model.calibration import at_edge, check_kind, fit_calibration, usable_rows
@@ -107,11 +108,11 @@ def calibrate_tasks(
     bundle = open_bundle(path)
     _check_request(bundle.manifest, tasks, abstain_below)
     stored = {task.name: bundle.branch(task.name) for task in tasks}
-    engine = Engine.open(path, tasks=tuple(stored))
     fitted = []
-    for task in tasks:
-        on_task(task.name)
-        fitted.append(_fit(engine, task, stored[task.name], abstain_below))
+    with Engine.open(path, tasks=tuple(stored), backend=choose_backend(precision="fp32")) as engine:
+        for task in tasks:
+            on_task(task.name)
+            fitted.append(_fit(engine, task, stored[task.name], abstain_below))
     return _replace_all(bundle, fitted)
 
 

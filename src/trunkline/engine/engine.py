@@ -1,39 +1,68 @@
 """The engine: texts in, every task's answer out, one trunk pass for each distinct row."""
 
-from collections.abc import Mapping, Sequence
+import asyncio
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from queue import SimpleQueue
+from types import TracebackType
+from typing import TypeAlias
 
 import numpy as np
 
-from trunkline.bundle.store import open_bundle
-from trunkline.core.errors import DataError, NonFiniteError, UnknownNameError, nearest_hint
+from trunkline.bundle.store import Bundle, open_bundle
+from trunkline.core.errors import TrunklineError
 from trunkline.core.specs import BranchSpec
 from trunkline.core.types import Encoded, Example, Prediction
-from trunkline.data.collate import collate, length_batches
-from trunkline.data.tokenize import Tokenizer, word_positions
-from trunkline.data.words import split_words
+from trunkline.data.tokenize import word_positions
+from trunkline.engine.backends.base import Backend
+from trunkline.engine.backends.choose import choose_backend
+from trunkline.engine.encoding import EncodedRequest, as_examples, encode_request, known_task
+from trunkline.engine.loop import Loop, Part, Request
+from trunkline.engine.results_cache import ResultsCache
 from trunkline.engine.runner import Runner
-from trunkline.model.branch import load_branch
+from trunkline.engine.scheduler import Limits
+from trunkline.engine.snapshot import Snapshot, load_snapshot
+from trunkline.engine.verify import replay
+from trunkline.engine.warm import warm
 from trunkline.model.decode import decode
-from trunkline.model.score import Answer, answer
-from trunkline.model.trunk import Trunk
+from trunkline.model.score import Answer
+from trunkline.model.score import answer as judged
 
-ROWS_PER_BATCH = 32
+LIMITS = Limits(batch_tokens=512, batch_rows=128, queued_rows=65_536, queued_tokens=4_194_304)
+EXAMPLES_PER_REQUEST = 512
+"""Of `Engine.predict`: so many texts are encoded while as many run."""
 
-ValueT = TypeVar("ValueT")
-
-_Asked: TypeAlias = dict[str, list[int]]
-"""Task name to the indices of the examples that it answers."""
+_Event: TypeAlias = Part | TrunklineError | None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Raw:
-    """One example under one task: how it was encoded, and its logits without padding."""
+@dataclass(frozen=True, slots=True)
+class TaskAnswer:
+    """One task's answer to one text.
 
-    row: Encoded
-    logits: np.ndarray
+    Attributes:
+        index: Which of the texts.
+        task: Which task.
+        version: Digest of the branch that answered.
+        label_schema_version: Of its labels.
+        prediction: The answer.
+        truncated: Whether the text was longer than the task's ``max_length`` and was cut.
+        queued_s: Seconds that the text waited until it ran; 0 where the answer was known.
+        trunk_s: Seconds from there until the trunk had been run up to the branch's exit.
+        branch_s: Seconds that the branch took, for all rows that it ran on.
+    """
+
+    index: int
+    task: str
+    version: str
+    label_schema_version: int
+    prediction: Prediction
+    truncated: bool
+    queued_s: float
+    trunk_s: float
+    branch_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,48 +78,133 @@ class Answered:
     n_truncated: dict[str, int]
 
 
-class Engine:
-    """Answers texts with the tasks of a bundle; open one with `Engine.open`."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Raw:
+    """One example under one task: its logits without padding, and where its words' lines are, for tagging."""
 
-    def __init__(self, runner: Runner, specs: Mapping[str, BranchSpec], tokenizer: Tokenizer) -> None:
-        """Take the parts together; `Engine.open` reads them from a bundle.
+    logits: np.ndarray
+    positions: np.ndarray | None
+    truncated: bool
+
+
+class Engine:
+    """Answers texts with the tasks of a bundle; open one with `Engine.open`, close it or use it in a ``with``.
+
+    Any thread may ask. One thread of the engine's own runs the programs.
+    """
+
+    def __init__(self, snapshot: Snapshot, backend: Backend, *, limits: Limits = LIMITS, cache_bytes: int = 0) -> None:
+        """Take the parts together and start; `Engine.open` reads them from a bundle.
 
         Args:
-            runner: Has a branch for each task.
-            specs: Task name to what its branch is.
-            tokenizer: The backbone's tokenizer.
+            snapshot: Who answers.
+            backend: Compiled it.
+            limits: Of a step and of the queue.
+            cache_bytes: How much memory answers to texts may take that are asked again; 0 keeps none.
         """
-        self.runner = runner
-        self.specs = dict(specs)
-        self.tokenizer = tokenizer
+        self.backend = backend
+        self.loop = Loop(
+            Runner(backend),
+            limits,
+            precision=backend.precision,
+            cache=ResultsCache(cache_bytes) if cache_bytes else None,
+        )
+        self._limits = limits
+        self._snapshot = snapshot
+        self._activating = threading.Lock()
+        self.loop.start()
 
     @classmethod
-    def open(cls, path: Path, *, tasks: Sequence[str] | None = None, device: str = "cpu") -> "Engine":
-        """Read and verify a bundle, or those of its branches that are asked for.
+    def open(
+        cls,
+        path: Path,
+        *,
+        tasks: Sequence[str] | None = None,
+        backend: Backend | None = None,
+        limits: Limits = LIMITS,
+        cache_bytes: int = 0,
+    ) -> "Engine":
+        """Read, verify and compile a bundle, or those of its branches that are asked for.
 
         Args:
             path: The bundle's folder.
             tasks: Which branches to read, so that a damaged one elsewhere is no hindrance, and the trunk only as deep
                 as they need; None reads all.
-            device: As torch names it.
+            backend: As from `choose_backend`, which is asked for the fastest where there is none.
+            limits: Of a step and of the queue.
+            cache_bytes: How much memory answers to texts may take that are asked again; 0 keeps none.
 
         Raises:
             UnknownNameError: A task is not in the bundle; the message names the nearest.
             BundleError: What is read is damaged or does not fit together (see `trunkline.bundle.store`).
-            SpecError: The machine has no such device.
         """
         bundle = open_bundle(path)
-        entries = bundle.manifest.tasks
-        wanted = entries if tasks is None else {task: known_task(task, entries) for task in tasks}
-        stored = bundle.trunk()
-        depth = max((entry.exit_layer for entry in wanted.values()), default=0)
-        trunk = Trunk.build(stored.config, stored.tensors, depth=depth)
-        branches, specs = {}, {}
-        for task in wanted:
-            branch = bundle.branch(task)
-            specs[task] = branch.spec
-            branches[task] = load_branch(branch.spec, stored.config, branch.tensors)
-        return cls(Runner(trunk, branches, device), specs, stored.tokenizer)
+        for task in tasks or ():
+            known_task(task, bundle.manifest.tasks)
+        backend = backend or choose_backend()
+        snapshot = load_snapshot(bundle, backend, tasks=tasks)
+        backend.settle()
+        return cls(snapshot, backend, limits=limits, cache_bytes=cache_bytes)
+
+    def __enter__(self) -> "Engine":  # noqa: PYI034 - beartype, which runs in tests, refuses Self here
+        """Use it; it is closed behind the block."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close it."""
+        self.close()
+
+    def close(self) -> None:
+        """Finish the step that runs and refuse what waits; closing twice does nothing more."""
+        self.loop.close()
+
+    def warm(self) -> None:
+        """Run all tasks on the usual shapes, as a server does before it takes requests; before the first request."""
+        snapshot = self._snapshot
+        warm(self.backend, snapshot.trunk, snapshot.branches.values(), batch_tokens=self._limits.batch_tokens)
+        self.backend.settle()
+
+    def activate(self, bundle: Bundle) -> tuple[str, ...]:
+        """Answer with another state of the bundle from now on; requests that wait or run end as they began.
+
+        What changed is read, verified, compiled, compared with its golden inputs and warmed beside the running
+        engine; then one reference is replaced. Whatever fails, the present state goes on.
+
+        Args:
+            bundle: As from `open_bundle`: all of its tasks are served afterwards.
+
+        Returns:
+            The tasks whose branch is another one than before.
+
+        Raises:
+            VerificationError: A new branch answers otherwise than when it was written.
+            BundleError: A file is damaged, missing or does not fit.
+        """
+        with self._activating:
+            before = self._snapshot
+            after = load_snapshot(bundle, self.backend, before=before)
+            changed = tuple(task for task, branch in after.branches.items() if before.branches.get(task) is not branch)
+            # The loop's thread may be in the middle of these programs; twins compute in memory of their own.
+            trunk = after.trunk.twin()
+            for task in changed:
+                replay(bundle.branch(task), after.branches[task], trunk, self.backend)
+            fresh = [after.branches[task] for task in changed]
+            warm(self.backend, trunk, fresh, batch_tokens=self._limits.batch_tokens)
+            self.backend.settle()
+            self._snapshot = after
+        return changed
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """Who answers requests that come now."""
+        return self._snapshot
+
+    @property
+    def specs(self) -> dict[str, BranchSpec]:
+        """Task name to what its branch is."""
+        return {task: branch.spec for task, branch in self._snapshot.branches.items()}
 
     def spec(self, task: str) -> BranchSpec:
         """What a task's branch is.
@@ -100,44 +214,85 @@ class Engine:
         """
         return known_task(task, self.specs)
 
-    def predict(
+    def stream(
         self,
         examples: Sequence[Example] | Sequence[str],
         *,
         tasks: Sequence[str] | None = None,
-    ) -> list[dict[str, Prediction]]:
-        """Answer texts.
+        caller: str = "",
+        timeout_s: float | None = None,
+    ) -> Iterator[TaskAnswer]:
+        """Answers one by one, as soon as each is there: those of the lowest exits first.
 
         Args:
             examples: Texts, or texts and pairs; tagging takes an example's ``word_spans`` for words where it has them.
             tasks: Which tasks answer; None lets every task answer whose input form fits the example.
+            caller: Who asks; callers get equal shares of a busy engine.
+            timeout_s: Seconds from now after which no answer is wanted any more.
 
         Returns:
-            For each example its answers by task, in the order asked.
+            Answers as they come. A stream that is closed early is cancelled.
 
         Raises:
             UnknownNameError: A task is not in the bundle.
             DataError: A task for pairs is asked about a single text, or the other way round; or `examples` is a str.
+            QueueFullError: Too much waits already; nothing of this was queued.
+            DeadlineError: The time is over; what was answered before was given.
             NonFiniteError: A logit is NaN or infinite.
+            ClosedError: The engine was closed.
         """
-        return self.predict_counted(examples, tasks=tasks).answers
+        encoded = encode_request(self._snapshot, as_examples(examples), tasks)
+        events: SimpleQueue[_Event] = SimpleQueue()
+        request = self._submit(encoded, events.put, caller=caller, timeout_s=timeout_s)
+        return self._read(encoded, request, events)
 
-    def predict_counted(
+    def astream(
         self,
         examples: Sequence[Example] | Sequence[str],
         *,
         tasks: Sequence[str] | None = None,
+        caller: str = "",
+        timeout_s: float | None = None,
+    ) -> AsyncIterator[TaskAnswer]:
+        """As `stream`, without blocking the running event loop; arguments, order and errors are the same."""
+        encoded = encode_request(self._snapshot, as_examples(examples), tasks)
+        events: asyncio.Queue[_Event] = asyncio.Queue()
+        here = asyncio.get_running_loop()
+
+        def deliver(event: _Event) -> None:
+            if not here.is_closed():  # Else nobody waits any more.
+                here.call_soon_threadsafe(events.put_nowait, event)
+
+        request = self._submit(encoded, deliver, caller=caller, timeout_s=timeout_s)
+        return self._aread(encoded, request, events)
+
+    def predict(
+        self, examples: Sequence[Example] | Sequence[str], *, tasks: Sequence[str] | None = None
+    ) -> list[dict[str, Prediction]]:
+        """Answer texts; arguments and errors as of `stream`.
+
+        Returns:
+            For each example its answers by task, in the order asked.
+        """
+        return self.predict_counted(examples, tasks=tasks).answers
+
+    def predict_counted(
+        self, examples: Sequence[Example] | Sequence[str], *, tasks: Sequence[str] | None = None
     ) -> Answered:
-        """Answer texts, and count those that were cut; arguments and errors as of `predict`."""
-        rows = _as_examples(examples)
-        asked = self._asked(rows, tasks)
-        answers: list[dict[str, Prediction]] = [{} for _ in rows]
-        n_truncated = {}
-        for task, raw in self._run(rows, asked).items():
-            for index, found in zip(asked[task], raw, strict=True):
-                answers[index][task] = self._prediction(found, rows[index], self.specs[task])
-            n_truncated[task] = sum(found.row.truncated for found in raw)
-        return Answered(answers, n_truncated)
+        """As `predict`, and count the texts that were cut."""
+        rows = as_examples(examples)
+        snapshot = self._snapshot
+        for task in tasks or ():
+            known_task(task, snapshot.branches)
+        names = list(snapshot.branches) if tasks is None else list(dict.fromkeys(tasks))
+        found: list[dict[str, TaskAnswer]] = [{} for _ in rows]
+        for first, encoded, part in self._run(snapshot, rows, tasks):
+            for each in _answers(encoded, part):
+                found[first + each.index][each.task] = each
+        return Answered(
+            answers=[{task: row[task].prediction for task in names if task in row} for row in found],
+            n_truncated={task: sum(row[task].truncated for row in found if task in row) for task in names},
+        )
 
     def answers(self, examples: Sequence[Example] | Sequence[str], task: str) -> list[Answer]:
         """Answers of one task in the form that metrics take (see `trunkline.model.score`); errors as of `predict`."""
@@ -145,152 +300,126 @@ class Engine:
 
     def answers_counted(self, examples: Sequence[Example] | Sequence[str], task: str) -> tuple[list[Answer], int]:
         """As `answers`, and how many of the texts were longer than the task's ``max_length`` and were cut."""
-        rows = _as_examples(examples)
         spec = self.spec(task)
-        found = self._raw(rows, task)
-        answers = []
-        for example, raw in zip(rows, found, strict=True):
-            positions = _positions(raw.row, example) if spec.kind == "tagging" else None
-            answers.append(answer(_lines(raw, positions), spec, positions))
-        return answers, sum(raw.row.truncated for raw in found)
+        found = self._raw(as_examples(examples), task)
+        answers = [
+            judged(raw.logits, spec)
+            if raw.positions is None
+            else judged(_lines(raw.logits, raw.positions), spec, raw.positions)
+            for raw in found
+        ]
+        return answers, sum(raw.truncated for raw in found)
 
     def logits(self, examples: Sequence[Example] | Sequence[str], task: str) -> list[np.ndarray]:
         """Raw logits of one task.
 
         Returns:
-            For each example (n_outputs,) float32, or (tokens, n_labels) for tagging, special tokens included,
+            For each example (n_outputs,) float32, or (tokens, n_outputs) for tagging, special tokens included,
             padding left out. Errors as of `predict`.
         """
-        return [raw.logits for raw in self._raw(_as_examples(examples), task)]
+        return [raw.logits for raw in self._raw(as_examples(examples), task)]
+
+    def _read(self, encoded: EncodedRequest, request: Request, events: "SimpleQueue[_Event]") -> Iterator[TaskAnswer]:
+        try:
+            while (event := events.get()) is not None:
+                yield from _answers(encoded, _part(event))
+        finally:
+            self.loop.cancel(request)
+
+    async def _aread(
+        self, encoded: EncodedRequest, request: Request, events: "asyncio.Queue[_Event]"
+    ) -> AsyncIterator[TaskAnswer]:
+        try:
+            while (event := await events.get()) is not None:
+                for each in _answers(encoded, _part(event)):
+                    yield each
+        finally:
+            self.loop.cancel(request)
 
     def _raw(self, examples: list[Example], task: str) -> list[_Raw]:
-        return self._run(examples, self._asked(examples, (task,)))[task]
+        found: dict[int, _Raw] = {}
+        is_tagger = self.spec(task).kind == "tagging"
+        for first, encoded, part in self._run(self._snapshot, examples, (task,)):
+            for number, logits in zip(part.rows, part.logits, strict=True):
+                row = encoded.rows[number]
+                for index in encoded.readers[task][number]:
+                    positions = word_positions(row, encoded.words(index)) if is_tagger else None
+                    found[first + index] = _Raw(logits, positions, row.truncated)
+        return [found[index] for index in range(len(examples))]
 
-    def _asked(self, examples: list[Example], tasks: Sequence[str] | None) -> _Asked:
-        if tasks is None:
-            return {
-                task: [index for index, example in enumerate(examples) if _fits(example, spec)]
-                for task, spec in self.specs.items()
-            }
-        for task in tasks:
-            spec = self.spec(task)
-            for index, example in enumerate(examples):
-                check_form(example, spec, f"input {index}")
-        return {task: list(range(len(examples))) for task in dict.fromkeys(tasks)}
+    def _run(
+        self, snapshot: Snapshot, examples: list[Example], tasks: Sequence[str] | None
+    ) -> Iterator[tuple[int, EncodedRequest, Part]]:
+        """Parts of all examples, with the index that the first example of their request has here."""
+        running: deque[tuple[int, EncodedRequest, Request, SimpleQueue[_Event]]] = deque()
+        try:
+            for start in range(0, len(examples), EXAMPLES_PER_REQUEST):
+                encoded = encode_request(snapshot, examples[start : start + EXAMPLES_PER_REQUEST], tasks)
+                events: SimpleQueue[_Event] = SimpleQueue()
+                running.append((start, encoded, self._submit(encoded, events.put), events))
+                # While one request runs, the next is encoded.
+                if len(running) > 1:
+                    yield from _parts(*running.popleft())
+            while running:
+                yield from _parts(*running.popleft())
+        finally:
+            for _, _, request, _ in running:
+                self.loop.cancel(request)
 
-    def _run(self, examples: list[Example], asked: _Asked) -> dict[str, list[_Raw]]:
-        encoded = self._encode(examples, asked)
-        distinct, users = _distinct(encoded)
-        used = {task: np.isin(np.arange(len(distinct)), rows) for task, rows in users.items()}
-        logits: dict[str, dict[int, np.ndarray]] = {task: {} for task in encoded}
-        for batch in length_batches([len(row.token_ids) for row in distinct], rows_per_batch=ROWS_PER_BATCH):
-            wanted = {task: np.flatnonzero(uses[batch]) for task, uses in used.items()}
-            padded = collate([distinct[number] for number in batch], self.tokenizer.pad_id)
-            for task, values in self.runner.run(padded, wanted):
-                _refuse_non_finite(values, padded.mask[wanted[task]], task)
-                logits[task].update(zip(batch[wanted[task]].tolist(), values, strict=True))
-        return {
-            task: [
-                _Raw(row, _unpadded(logits[task][number], row))
-                for row, number in zip(rows, users[task].tolist(), strict=True)
-            ]
-            for task, rows in encoded.items()
-        }
+    def _submit(
+        self,
+        encoded: EncodedRequest,
+        deliver: Callable[[_Event], None],
+        *,
+        caller: str = "",
+        timeout_s: float | None = None,
+    ) -> Request:
+        deadline = None if timeout_s is None else self.loop.clock() + timeout_s
+        trunk = encoded.snapshot.trunk
+        request = Request(trunk, encoded.rows, encoded.asked, deliver=deliver, caller=caller, deadline=deadline)
+        self.loop.submit(request)
+        return request
 
-    def _encode(self, examples: list[Example], asked: _Asked) -> dict[str, list[Encoded]]:
-        # Tasks differ in max_length only: each text is encoded once at the longest, and again only where it is cut.
-        indices = sorted({index for chosen in asked.values() for index in chosen})
-        longest = max((self.specs[task].max_length for task in asked), default=0)
-        whole = dict(
-            zip(indices, self.tokenizer.encode([examples[i] for i in indices], max_length=longest), strict=True)
-        )
-        encoded: dict[str, list[Encoded]] = {}
-        for task, chosen in asked.items():
-            limit = self.specs[task].max_length
-            cut = [index for index in chosen if len(whole[index].token_ids) > limit]
-            rows = whole | dict(
-                zip(cut, self.tokenizer.encode([examples[i] for i in cut], max_length=limit), strict=True)
+
+def _parts(
+    first: int, encoded: EncodedRequest, _: Request, events: "SimpleQueue[_Event]"
+) -> Iterator[tuple[int, EncodedRequest, Part]]:
+    while (event := events.get()) is not None:
+        yield first, encoded, _part(event)
+
+
+def _part(event: Part | TrunklineError) -> Part:
+    if isinstance(event, TrunklineError):
+        raise event
+    return event
+
+
+def _answers(encoded: EncodedRequest, part: Part) -> Iterator[TaskAnswer]:
+    spec = part.branch.spec
+    for number, logits in zip(part.rows, part.logits, strict=True):
+        row = encoded.rows[number]
+        for index in encoded.readers[spec.task][number]:
+            yield TaskAnswer(
+                index=index,
+                task=spec.task,
+                version=part.branch.digest,
+                label_schema_version=spec.label_schema_version,
+                prediction=_prediction(encoded, index, row, logits, spec),
+                truncated=row.truncated,
+                queued_s=part.queued_s,
+                trunk_s=part.trunk_s,
+                branch_s=part.branch_s,
             )
-            encoded[task] = [rows[index] for index in chosen]
-        return encoded
-
-    def _prediction(self, raw: _Raw, example: Example, spec: BranchSpec) -> Prediction:
-        if spec.kind != "tagging":
-            return decode(raw.logits, spec, example, None)
-        positions = _positions(raw.row, example)
-        words = Example(text=example.text, word_spans=_word_spans(example))
-        return decode(_lines(raw, positions), spec, words, positions)
 
 
-def known_task(task: str, known: Mapping[str, ValueT]) -> ValueT:
-    """What is known of a task.
-
-    Raises:
-        UnknownNameError: There is no such task; the message names the nearest.
-    """
-    if task not in known:
-        raise UnknownNameError(f"task {task!r}: is not in the bundle; {nearest_hint(task, known)}")
-    return known[task]
+def _prediction(encoded: EncodedRequest, index: int, row: Encoded, logits: np.ndarray, spec: BranchSpec) -> Prediction:
+    example = encoded.examples[index]
+    if spec.kind != "tagging":
+        return decode(logits, spec, example, None)
+    spans = encoded.words(index)
+    positions = word_positions(row, spans)
+    return decode(_lines(logits, positions), spec, Example(text=example.text, word_spans=spans), positions)
 
 
-def check_form(example: Example, spec: BranchSpec, where: str) -> None:
-    """Refuse an example of another input form than the task's.
-
-    Raises:
-        DataError: It is a single text and the task takes pairs, or the other way round; the message names `where`.
-    """
-    if not _fits(example, spec):
-        found, wanted, cure = (
-            ("a single text", "pairs", "give text_pair with it")
-            if spec.input == "pair"
-            else ("a pair", "single texts", "remove text_pair")
-        )
-        raise DataError(f"{where}: is {found}; task {spec.task!r} takes {wanted}; {cure} or leave the task out")
-
-
-def _as_examples(examples: Sequence[Example] | Sequence[str]) -> list[Example]:
-    if isinstance(examples, str):  # A string is a sequence of strings too: of its letters.
-        raise DataError(f"{examples[:40]!r}: is a single text; a list of texts is taken; write it in brackets")
-    return [Example(text=example) if isinstance(example, str) else example for example in examples]
-
-
-def _distinct(encoded: Mapping[str, list[Encoded]]) -> tuple[list[Encoded], dict[str, np.ndarray]]:
-    """Rows that differ in token ids or types, and for each task which of them its examples read."""
-    numbers: dict[bytes, int] = {}
-    distinct: list[Encoded] = []
-    users: dict[str, np.ndarray] = {}
-    for task, rows in encoded.items():
-        for row in rows:
-            if numbers.setdefault(row.key(), len(distinct)) == len(distinct):
-                distinct.append(row)
-        users[task] = np.fromiter((numbers[row.key()] for row in rows), dtype=np.int64, count=len(rows))
-    return distinct, users
-
-
-def _fits(example: Example, spec: BranchSpec) -> bool:
-    return (example.text_pair is not None) == (spec.input == "pair")
-
-
-def _word_spans(example: Example) -> tuple[tuple[int, int], ...]:
-    return split_words(example.text) if example.word_spans is None else example.word_spans
-
-
-def _positions(row: Encoded, example: Example) -> np.ndarray:
-    return word_positions(row, _word_spans(example))
-
-
-def _lines(raw: _Raw, positions: np.ndarray | None) -> np.ndarray:
-    return raw.logits if positions is None else raw.logits[positions[positions >= 0]]
-
-
-def _unpadded(logits: np.ndarray, row: Encoded) -> np.ndarray:
-    return logits if logits.ndim == 1 else logits[: len(row.token_ids)]
-
-
-def _refuse_non_finite(logits: np.ndarray, mask: np.ndarray, task: str) -> None:
-    # What a tagger says at padding is of no use and not looked at.
-    real = logits if logits.ndim == 2 else logits[mask]
-    if not np.isfinite(real).all():
-        raise NonFiniteError(
-            f"task {task!r}: a logit is NaN or infinite; answers must be finite; verify the bundle, replace the branch"
-        )
+def _lines(logits: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    return np.asarray(logits[positions[positions >= 0]])

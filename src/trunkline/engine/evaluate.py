@@ -8,7 +8,8 @@ from trunkline.core.errors import SpecError
 from trunkline.core.specs import BranchSpec, Metric, TaskSpec
 from trunkline.data.labels import unseen_labels
 from trunkline.data.read import Part, read_part
-from trunkline.engine.engine import Engine, known_task
+from trunkline.engine.encoding import known_task
+from trunkline.engine.engine import Engine
 from trunkline.model.score import score_predictions
 
 

@@ -1,108 +1,180 @@
-"""The reference forward pass, in torch: up the trunk once, answers at every exit as soon as they are there."""
+"""One forward pass: up the trunk once, answers at every exit as soon as they are there."""
 
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from trunkline.core.errors import SpecError, UnknownNameError, nearest_hint
-from trunkline.core.types import Batch
-from trunkline.model.branch import Branch
-from trunkline.model.trunk import Trunk
+from trunkline.core.types import Encoded
+from trunkline.engine.backends.base import Backend, Floats, States
+from trunkline.engine.layout import Layout, round_rows, spread_rows
+from trunkline.engine.snapshot import LoadedBranch, LoadedTrunk
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ran:
+    """What one branch gave.
+
+    Attributes:
+        branch: Which.
+        rows: (rows,) int64: which rows of the batch, ascending.
+        logits: For each of them float32, (n_outputs,), or (tokens, n_outputs) for tagging, special tokens included.
+        trunk_s: Seconds that embeddings and trunk took up to the branch's exit.
+        branch_s: Seconds that the branch took.
+    """
+
+    branch: LoadedBranch
+    rows: np.ndarray
+    logits: list[np.ndarray]
+    trunk_s: float
+    branch_s: float
+
+
+def nothing_dropped() -> frozenset[int]:
+    """For batches that nobody can cancel."""
+    return frozenset()
 
 
 class Runner:
-    """Runs a trunk and its branches on batches.
+    """Runs batches of rows; one thread at a time."""
 
-    Every layer that is executed is a call of an `EncoderLayer` module, so forward hooks count them.
-    """
-
-    def __init__(self, trunk: Trunk, branches: Mapping[str, Branch], device: str = "cpu") -> None:
-        """Move the modules to a device.
+    def __init__(self, backend: Backend, clock: Callable[[], float] = time.perf_counter) -> None:
+        """Take the backend that compiled trunk and branches.
 
         Args:
-            trunk: At least as deep as the deepest exit of the branches.
-            branches: Task name to its branch.
-            device: As torch names it: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``.
-
-        Raises:
-            SpecError: The machine has no such device.
+            backend: Runs them.
+            clock: Seconds, for what is measured.
         """
-        self.device = usable_device(device)
-        self.trunk = trunk.to(self.device).eval()
-        self.branches = {task: branch.to(self.device).eval() for task, branch in branches.items()}
+        self._backend = backend
+        self._clock = clock
 
-    @torch.inference_mode()
-    def run(self, batch: Batch, asked: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+    def run(
+        self,
+        trunk: LoadedTrunk,
+        rows: Sequence[Encoded],
+        asked: Mapping[LoadedBranch, np.ndarray],
+        dropped: Callable[[], frozenset[int]] = nothing_dropped,
+    ) -> Iterator[Ran]:
         """Run one batch.
 
         The trunk runs only up to the deepest exit that is asked for, and rows that nobody asks for deeper drop out.
 
         Args:
-            batch: Padded rows.
-            asked: Task name to the indices of the rows it answers, ascending int64.
+            trunk: Has a segment end at each branch's exit.
+            rows: At least one.
+            asked: Branch to the numbers of the rows that it answers, ascending int64.
+            dropped: Rows that need no more answers, asked anew at every exit and before every branch.
 
         Yields:
-            Task name and its logits, in the order of the exits: (rows asked, n_outputs) float32, or
-            (rows asked, tokens, n_outputs) for tagging.
-
-        Raises:
-            UnknownNameError: A task has no branch.
+            What each branch gave, in the order of the exits; of one exit the cheapest first.
         """
-        exits = self._exits(asked)
-        rows = np.zeros(0, dtype=np.int64)
-        depth, hidden, mask, bias = 0, torch.empty(0), torch.empty(0), torch.empty(0)
-        for exit_layer in sorted(exits):
-            needed = _union(asked, [task for other in exits if other >= exit_layer for task in exits[other]])
-            if not len(rows):
-                rows, mask = needed, self._move(batch.mask[needed])
-                hidden = self.trunk.embeddings(self._move(batch.token_ids[needed]), self._move(batch.type_ids[needed]))
-                bias = self.trunk.bias(mask)
-            elif len(needed) < len(rows):
-                kept = self._move(np.searchsorted(rows, needed))
-                rows, hidden, mask, bias = needed, hidden[kept], mask[kept], bias[kept]
-            for layer in range(depth, exit_layer):
-                hidden = self.trunk.layers[layer](hidden, bias)
-            depth = exit_layer
-            for task in exits[exit_layer]:
-                yield task, self._branch_logits(task, (hidden, bias, mask), np.searchsorted(rows, asked[task]))
+        lines: _Lines | None = None
+        depth, trunk_s = 0, 0.0
+        segments = iter(trunk.segments)
+        for exit_layer in sorted({branch.spec.exit_layer for branch, wanted in asked.items() if len(wanted)}):
+            deeper = [wanted for branch, wanted in asked.items() if branch.spec.exit_layer >= exit_layer]
+            needed = _without(np.unique(np.concatenate(deeper)), dropped())
+            if not len(needed):
+                return
+            started = self._clock()
+            lines = self._enter(trunk, rows, needed) if lines is None else lines.of(needed)
+            states = lines.states
+            while depth < exit_layer:
+                segment = next(segments)
+                states, depth = segment.run(states, lines.bias), segment.stop
+            lines = lines.with_states(states)
+            trunk_s += self._clock() - started
+            here = [branch for branch in asked if branch.spec.exit_layer == exit_layer]
+            for branch in sorted(here, key=lambda each: each.cost_order):
+                wanted = _without(asked[branch], dropped())
+                if len(wanted):
+                    started = self._clock()
+                    logits = lines.answer(branch, wanted)
+                    yield Ran(branch, wanted, logits, trunk_s, self._clock() - started)
 
-    def _exits(self, asked: Mapping[str, np.ndarray]) -> dict[int, list[str]]:
-        exits: dict[int, list[str]] = {}
-        for task, rows in asked.items():
-            if task not in self.branches:
-                raise UnknownNameError(f"task {task!r}: has no branch; {nearest_hint(task, self.branches)}")
-            if len(rows):
-                exits.setdefault(self.branches[task].exit_layer, []).append(task)
-        return exits
-
-    def _branch_logits(self, task: str, states: tuple[Tensor, Tensor, Tensor], rows: np.ndarray) -> np.ndarray:
-        hidden, bias, mask = states
-        if len(rows) < len(hidden):
-            picked = self._move(rows)
-            hidden, bias, mask = hidden[picked], bias[picked], mask[picked]
-        logits: Tensor = self.branches[task](hidden, bias, mask)
-        return logits.to("cpu", torch.float32).numpy()
-
-    def _move(self, values: np.ndarray) -> Tensor:
-        return torch.from_numpy(values).to(self.device)
+    def _enter(self, trunk: LoadedTrunk, rows: Sequence[Encoded], needed: np.ndarray) -> "_Lines":
+        chosen = [rows[number] for number in needed.tolist()]
+        layout = Layout.pack([len(row.token_ids) for row in chosen])
+        states = trunk.embed(*spread_rows(layout, chosen, trunk.tokenizer.pad_id))
+        return _Lines(self._backend, trunk, needed, layout, states, trunk.masks.lines(layout))
 
 
-def usable_device(name: str) -> torch.device:
-    """A device of this machine.
+@dataclass(frozen=True, slots=True, eq=False)
+class _Lines:
+    """Rows where they lie at one depth of the trunk.
 
-    Raises:
-        SpecError: There is none of that name.
+    Attributes:
+        rows: Their numbers in the batch, ascending.
+        layout: Where they lie.
+        states: (lines, line_tokens, width).
+        bias: As of `Masks.lines`.
     """
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise SpecError(f"device {name!r}: cannot be used ({reason}); 'cpu' always can; choose another") from error
-    return device
+
+    backend: Backend
+    trunk: LoadedTrunk
+    rows: np.ndarray
+    layout: Layout
+    states: States
+    bias: Floats
+    # Several branches of one exit mostly ask for the same rows; what is picked for one serves all.
+    _picked: dict[bytes, "_Lines"] = field(default_factory=dict)
+    _padded: dict[bytes, tuple[States, ...]] = field(default_factory=dict)
+
+    def with_states(self, states: States) -> "_Lines":
+        """The same rows with other states."""
+        return _Lines(self.backend, self.trunk, self.rows, self.layout, states, self.bias)
+
+    def of(self, rows: np.ndarray) -> "_Lines":
+        """Some of the rows; as they lie where packing them anew would save no line."""
+        if len(rows) == len(self.rows):
+            return self
+        key = rows.tobytes()
+        if key not in self._picked:
+            layout, index = self.layout.subset(np.searchsorted(self.rows, rows))
+            if layout.n_tokens >= self.layout.n_tokens:
+                self._picked[key] = self
+            else:
+                states = self.backend.take(self.states, index)
+                self._picked[key] = _Lines(
+                    self.backend, self.trunk, rows, layout, states, self.trunk.masks.lines(layout)
+                )
+        return self._picked[key]
+
+    def answer(self, branch: LoadedBranch, rows: np.ndarray) -> list[np.ndarray]:
+        """Logits of one branch for some of the rows."""
+        programs = branch.programs
+        if programs.reads == "first":
+            lines = self if programs.before is None else self.of(rows)
+            if programs.before is not None:
+                lines = lines.with_states(programs.before(lines.states, lines.bias))
+            return list(programs.top(*lines.padded(rows, whole=branch.spec.own_layers > 0))[: len(rows)])
+        lines = self.of(rows)
+        places = np.searchsorted(lines.rows, rows)
+        if programs.reads == "mean":
+            logits = programs.top(lines.states, lines.bias, *lines.pooling())
+            return [logits[place] for place in places.tolist()]
+        logits = programs.top(lines.states, lines.bias)
+        flat = logits.reshape(-1, logits.shape[-1])
+        starts, lengths = lines.layout.starts[places], lines.layout.lengths[places]
+        return [flat[start : start + length] for start, length in zip(starts.tolist(), lengths.tolist(), strict=True)]
+
+    def padded(self, rows: np.ndarray, *, whole: bool) -> tuple[States, ...]:
+        """Rows one by one with their bias, or their first tokens alone."""
+        key = rows.tobytes() + bytes([whole])
+        if key not in self._padded:
+            index, lengths = self.layout.padded(np.searchsorted(self.rows, rows))
+            bias = (self.trunk.masks.first(lengths, index.shape[1]),) if whole else ()
+            self._padded[key] = (self.backend.take(self.states, index if whole else index[:, :1]), *bias)
+        return self._padded[key]
+
+    def pooling(self) -> tuple[Floats, Floats]:
+        """Which tokens each row has and how many, in the backend's element type."""
+        n_rows = self.layout.n_rows
+        lengths = np.concatenate((self.layout.lengths, np.ones(round_rows(n_rows) - n_rows)))
+        encode = self.backend.encode
+        return encode(self.layout.pooling().astype(np.float32)), encode(lengths.astype(np.float32))
 
 
-def _union(asked: Mapping[str, np.ndarray], tasks: list[str]) -> np.ndarray:
-    return np.unique(np.concatenate([asked[task] for task in tasks]))
+def _without(rows: np.ndarray, dropped: frozenset[int]) -> np.ndarray:
+    return rows if not dropped else rows[[number not in dropped for number in rows.tolist()]]

@@ -7,7 +7,8 @@ from typing import Protocol, runtime_checkable
 from trunkline.core.errors import DataError
 from trunkline.core.types import Example
 from trunkline.data.read import read_inputs
-from trunkline.engine.engine import Answered, Engine, check_form
+from trunkline.engine.encoding import check_form
+from trunkline.engine.engine import Answered, Engine
 
 LINES_PER_CHUNK = 256
 READ_BYTES = 1 << 18

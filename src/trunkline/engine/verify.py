@@ -5,12 +5,14 @@ from pathlib import Path
 
 import numpy as np
 
-from trunkline.bundle.manifest import deepest_exit
-from trunkline.bundle.store import Bundle, StoredBranch, StoredTrunk, open_bundle
+from trunkline.bundle.store import StoredBranch, open_bundle
 from trunkline.core.errors import VerificationError
-from trunkline.model.branch import load_branch
-from trunkline.model.golden_run import golden_logits
-from trunkline.model.trunk import Trunk
+from trunkline.core.specs import BranchSpec
+from trunkline.engine.backends.base import Backend, BackendName, Precision
+from trunkline.engine.backends.choose import choose_backend
+from trunkline.engine.runner import Runner
+from trunkline.engine.snapshot import LoadedBranch, LoadedTrunk, load_branch, load_trunk
+from trunkline.model.decode import probabilities
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +23,7 @@ class VerifiedTask:
         task: The task's name.
         branch: The branch's digest.
         n_inputs: How many golden inputs were run.
-        largest_difference: Largest absolute difference of a logit.
+        largest_difference: Largest absolute difference of a logit; of a probability in precisions below fp32.
         tolerance: What was allowed.
     """
 
@@ -54,11 +56,12 @@ class VerifyReport:
         return max((task.largest_difference for task in self.tasks), default=0.0)
 
 
-def verify(path: Path) -> VerifyReport:
+def verify(path: Path, *, backend_name: BackendName | None = None) -> VerifyReport:
     """Check every file of a bundle and replay the golden inputs, one at a time, on the CPU in fp32.
 
     Args:
         path: The bundle's folder; it is only read.
+        backend_name: Who runs them; None takes OpenVINO.
 
     Raises:
         VerificationError: A task answers otherwise than it did; the message names task, input and difference.
@@ -67,41 +70,67 @@ def verify(path: Path) -> VerifyReport:
     bundle = open_bundle(path)
     stored = bundle.trunk()
     branches = [bundle.branch(task) for task in bundle.manifest.tasks]  # All damage is found before anything is run.
-    trunk = Trunk.build(stored.config, stored.tensors, depth=deepest_exit(bundle.manifest))
-    tasks = tuple(_replay(bundle, branch, trunk, stored) for branch in branches)
+    backend = choose_backend(backend_name, precision="fp32")
+    trunk = load_trunk(stored, backend, exits={branch.spec.exit_layer for branch in branches})
+    tasks = tuple(replay(branch, load_branch(branch, stored.config, backend), trunk, backend) for branch in branches)
     n_files = 1 + len(bundle.manifest.trunk.files) + sum(len(entry.files) for entry in bundle.manifest.tasks.values())
     return VerifyReport(path=path, trunk_digest=stored.chain[-1], n_files=n_files, tasks=tasks)
 
 
-def _replay(bundle: Bundle, branch: StoredBranch, trunk: Trunk, stored: StoredTrunk) -> VerifiedTask:
-    task, golden = branch.spec.task, branch.golden
-    precision = bundle.manifest.trunk.precision
+def replay(stored: StoredBranch, loaded: LoadedBranch, trunk: LoadedTrunk, backend: Backend) -> VerifiedTask:
+    """Run a branch's golden inputs, each alone, and compare what comes with what is stored.
+
+    Args:
+        stored: The branch with its golden inputs.
+        loaded: The same, ready to run.
+        trunk: Ready to run, with a segment that ends at the branch's exit.
+        backend: Compiled both.
+
+    Raises:
+        VerificationError: It answers otherwise than it did, or there is no tolerance for the backend's precision.
+    """
+    spec, golden, precision = stored.spec, stored.golden, backend.precision
     if precision not in golden.tolerance:
         raise VerificationError(
-            f"task {task!r}: its golden inputs have no tolerance for {precision!r}; there is one for "
+            f"task {spec.task!r}: its golden inputs have no tolerance for {precision!r}; there is one for "
             f"{', '.join(sorted(golden.tolerance)) or 'nothing'}; write the branch anew"
         )
-    module = load_branch(branch.spec, stored.config, branch.tensors)
-    found = golden_logits(trunk, module, stored.tokenizer, branch.spec, golden.examples())
-    differences = [_difference(branch, number, values) for number, values in enumerate(found)]
+    runner, one = Runner(backend), np.zeros(1, dtype=np.int64)
+    found = []
+    for row in trunk.tokenizer.encode(golden.examples(), max_length=spec.max_length):
+        (ran,) = runner.run(trunk, [row], {loaded: one})
+        found.append(ran.logits[0].reshape(-1, spec.n_outputs))
+    differences = [_difference(stored, number, values, precision) for number, values in enumerate(found)]
     worst, tolerance = int(np.argmax(differences)), golden.tolerance[precision]
     if differences[worst] > tolerance:
         raise VerificationError(
-            f"task {task!r}: golden input {worst} gives logits that differ by {differences[worst]:.3g}; "
-            f"{tolerance:.3g} is allowed; the branch or this machine's libraries changed: write the branch anew"
+            f"task {spec.task!r}: golden input {worst} gives {_measured(spec, precision)} that differ by "
+            f"{differences[worst]:.3g}; {tolerance:.3g} is allowed; the branch or this machine's libraries changed: "
+            "write the branch anew"
         )
     return VerifiedTask(
-        task=task,
-        branch=branch.digest,
+        task=spec.task,
+        branch=stored.digest,
         n_inputs=len(found),
         largest_difference=differences[worst],
         tolerance=tolerance,
     )
 
 
-def _difference(branch: StoredBranch, number: int, found: np.ndarray) -> float:
-    """Largest absolute difference to the stored logits; infinite where shapes differ or a value is NaN."""
-    stored = np.asarray(branch.golden.logits[number], dtype=np.float32)
-    if stored.shape != found.shape or not np.isfinite(found).all():
+def _difference(stored: StoredBranch, number: int, found: np.ndarray, precision: Precision) -> float:
+    """Largest absolute difference to the stored answer; infinite where shapes differ or a value is NaN.
+
+    In fp32 logits are compared, in narrower precisions what users see: probabilities, or a standardized score.
+    """
+    expected = np.asarray(stored.golden.logits[number], dtype=np.float32)
+    if expected.shape != found.shape or not np.isfinite(found).all():
         return float("inf")
-    return float(np.abs(stored - found).max())
+    if _measured(stored.spec, precision) == "probabilities":
+        shares = np.abs(probabilities(expected, stored.spec) - probabilities(found, stored.spec)).max(axis=1)
+        # A tagger is judged over all tokens of a text: at some of them two tags may be about equally likely.
+        return float(shares.mean())
+    return float(np.abs(expected - found).max())
+
+
+def _measured(spec: BranchSpec, precision: Precision) -> str:
+    return "logits" if precision == "fp32" or spec.kind == "regression" else "probabilities"

@@ -1,6 +1,7 @@
 """From logits to answers: temperature, thresholds, abstention, BIO-constrained tags. Numpy alone, no torch."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -116,7 +117,7 @@ def decode_tags(logits: Logits, labels: Sequence[str]) -> list[str]:
         raise NonFiniteError("tags: a logit is NaN or infinite; only finite ones are answers; verify the bundle")
     if not len(logits):
         return []
-    starts, follows = _allowed(labels)
+    starts, follows = _allowed(tuple(labels))
     greedy = logits.argmax(axis=1)
     if starts[greedy[0]] and follows[greedy[:-1], greedy[1:]].all():
         # No sequence can score higher than the best tag of every word.
@@ -218,7 +219,8 @@ def _decode_spans(
     return SpansPrediction(spans=tags_to_spans(tags, sure.tolist(), example.word_spans, example.text))
 
 
-def _allowed(labels: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+@lru_cache(maxsize=256)
+def _allowed(labels: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Which tags may stand first (n,) and which may follow which (n, n), both bool."""
     inside = np.array([label.startswith("I-") for label in labels])
     types = np.array([label[2:] if label[:2] in ("B-", "I-") else "" for label in labels])

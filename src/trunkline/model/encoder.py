@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from trunkline.core.errors import SpecError
 from trunkline.model.config import Activation, EncoderConfig
 from trunkline.model.folded import mix_first
+from trunkline.model.relative import relative_buckets
 from trunkline.model.shapes import AttentionBiasValues, HiddenStates, Mask, QueryStates, RowIds
 from trunkline.model.tensors import check_tensors
 
@@ -27,7 +28,6 @@ ACTIVATIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "silu": F.silu,
 }
-MAX_RELATIVE_DISTANCE = 128
 # The least bfloat16 is finite in float32 too, so a bias survives a cast and never makes a NaN out of an empty row.
 MASKED = torch.finfo(torch.bfloat16).min
 
@@ -50,20 +50,25 @@ class Embeddings(nn.Module):
         self.projection = nn.Linear(inner, config.width) if inner != config.width else None
         self.dropout = nn.Dropout(config.hidden_dropout)
 
-    def forward(self, token_ids: RowIds, type_ids: RowIds) -> HiddenStates:
-        """Embed rows that are padded on the right.
+    def forward(self, token_ids: RowIds, type_ids: RowIds, positions: RowIds | None = None) -> HiddenStates:
+        """Embed rows that are padded on the right, or packed rows whose positions are given.
 
         Raises:
             SpecError: The rows are longer than the position table.
         """
         first, n_tokens = self.position_offset, token_ids.shape[1]
+        if positions is not None:
+            return self._embed(token_ids, type_ids, self.position(first + positions))
         if n_tokens > self.max_tokens:
             raise SpecError(
                 f"encoder: rows of {n_tokens} tokens are longer than 1..{self.max_tokens}, the room in the backbone's "
                 "position table; lower the task's max_length"
             )
         # Positions are counted, not read from the mask as in transformers: they differ on padding only.
-        hidden = self.word(token_ids) + self.position.weight[first : first + n_tokens]
+        return self._embed(token_ids, type_ids, self.position.weight[first : first + n_tokens])
+
+    def _embed(self, token_ids: RowIds, type_ids: RowIds, places: Tensor) -> HiddenStates:
+        hidden = self.word(token_ids) + places
         if self.token_type is not None:
             hidden = hidden + self.token_type(type_ids)
         states: Tensor = self.dropout(self.norm(hidden))
@@ -85,27 +90,9 @@ class AttentionBias(nn.Module):
         padding = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, MASKED)[:, None, None, :]
         if self.relative_bias is None:
             return padding
-        buckets = relative_buckets(mask.shape[1], self.relative_bias.num_embeddings, device=mask.device)
+        buckets = torch.from_numpy(relative_buckets(mask.shape[1], self.relative_bias.num_embeddings)).to(mask.device)
         relative: Tensor = self.relative_bias(buckets)
         return relative.permute(2, 0, 1)[None] + padding
-
-
-def relative_buckets(n_tokens: int, n_buckets: int, *, device: torch.device) -> Tensor:
-    """Bucket of each (query, key) pair by signed distance, as in T5 and MPNet.
-
-    Half of the buckets are for keys behind the query; near distances have one each, far ones share by logarithm.
-
-    Returns:
-        (tokens, tokens) int64.
-    """
-    positions = torch.arange(n_tokens, device=device)
-    distance = positions[None, :] - positions[:, None]
-    half = n_buckets // 2
-    n_exact = half // 2
-    far = distance.abs()
-    share = torch.log(far.float().clamp(min=1.0) / n_exact) / math.log(MAX_RELATIVE_DISTANCE / n_exact)
-    logarithmic = (n_exact + (share * (half - n_exact)).long()).clamp(max=half - 1)
-    return torch.where(far < n_exact, far, logarithmic) + (distance > 0).long() * half
 
 
 class Attention(nn.Module):

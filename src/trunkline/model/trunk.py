@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from torch import nn
 
 from trunkline.core.errors import SpecError
-from trunkline.model.config import EncoderConfig
-from trunkline.model.encoder import AttentionBias, EncoderStack, build_empty, load_parameters
+from trunkline.model.config import EncoderConfig, layer_tensor_name
+from trunkline.model.encoder import AttentionBias, EncoderStack, build_empty, load_parameters, make_layer
 from trunkline.model.shapes import HiddenStates, Mask, RowIds
 
 
@@ -73,6 +74,23 @@ class Trunk(EncoderStack):
             if layer + 1 in exits:
                 states[layer + 1] = hidden
         return states
+
+
+def load_layers(config: EncoderConfig, tensors: Mapping[str, np.ndarray], layers: range) -> nn.ModuleList:
+    """Some layers of a trunk, for answering.
+
+    Args:
+        config: Facts of the backbone.
+        tensors: Canonical name -> float32 array; those of other layers are not read.
+        layers: Absolute layer indices.
+
+    Raises:
+        CheckpointError: A tensor is missing, or has another shape or dtype.
+    """
+    modules = build_empty(lambda: nn.ModuleList(make_layer(config, index) for index in layers))
+    for index, module in zip(layers, modules, strict=True):
+        load_parameters(module, tensors, prefix=layer_tensor_name(index, ""), subject=f"layer {index}")
+    return modules.requires_grad_(requires_grad=False).eval()
 
 
 def check_exits(exits: Sequence[int], depth: int) -> None:

@@ -8,7 +8,7 @@ from tests.tiny_bundles import TASKS, TEXTS, backbone_of, make_bundle, put_branc
 from trunkline.bundle.merge import merge
 from trunkline.core.errors import DataError, DigestMismatchError, NonFiniteError, SpecError, UnknownNameError
 from trunkline.core.types import Example, LabelPrediction, LabelsPrediction, ScorePrediction, SpansPrediction
-from trunkline.engine.engine import ROWS_PER_BATCH, Engine
+from trunkline.engine.engine import Engine
 
 TEXT_TASKS = tuple(task for task in TASKS if task != "same")
 
@@ -83,7 +83,7 @@ def test_a_text_task_asked_about_a_pair_is_refused(engine: Engine) -> None:
 
 def test_answers_do_not_depend_on_the_size_of_batches(engine: Engine) -> None:
     # More rows than one batch takes, so that the first three have other mates and padding than alone.
-    texts = TEXTS * (ROWS_PER_BATCH // len(TEXTS) + 1)
+    texts = TEXTS * (32 // len(TEXTS) + 1)
     longer = [f"{text} {'yes ' * (number % 7)}" for number, text in enumerate(texts)]
     for task in TEXT_TASKS:
         for one, other in zip(engine.logits(longer, task)[:3], engine.logits(longer[:3], task), strict=True):

@@ -1,0 +1,351 @@
+"""The loop: schedule, run, deliver. Requests of many callers go up the trunk together."""
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from trunkline.core.errors import (
+    CancelledRequestError,
+    ClosedError,
+    DeadlineError,
+    EngineError,
+    NonFiniteError,
+    TrunklineError,
+)
+from trunkline.core.types import Encoded
+from trunkline.engine.results_cache import ResultKey, ResultsCache
+from trunkline.engine.runner import Ran, Runner
+from trunkline.engine.scheduler import Job, Limits, Scheduler
+from trunkline.engine.snapshot import LoadedBranch, LoadedTrunk
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """Some answers of a request, as soon as they are there.
+
+    Attributes:
+        branch: Who answers.
+        rows: Which rows of the request.
+        logits: For each of them float32, (n_outputs,), or (tokens, n_outputs) for tagging.
+        queued_s: Seconds that the request waited until its rows ran; 0 where the answers were known.
+        trunk_s: Seconds from there until the trunk had been run up to the branch's exit.
+        branch_s: Seconds that the branch took.
+    """
+
+    branch: LoadedBranch
+    rows: list[int]
+    logits: list[np.ndarray]
+    queued_s: float = 0.0
+    trunk_s: float = 0.0
+    branch_s: float = 0.0
+
+
+class Request:
+    """Rows that wait for answers; made once, given to `Loop.submit`."""
+
+    def __init__(
+        self,
+        trunk: LoadedTrunk,
+        rows: Sequence[Encoded],
+        asked: Mapping[LoadedBranch, np.ndarray],
+        *,
+        deliver: Callable[[Part | TrunklineError | None], None],
+        caller: str = "",
+        deadline: float | None = None,
+    ) -> None:
+        """Say what is asked.
+
+        Args:
+            trunk: On which the branches stand.
+            rows: Distinct rows.
+            asked: Branch to the numbers of the rows that it answers.
+            deliver: Called with parts as they come and then once with None, or once with an error after which nothing
+                comes. The loop's thread calls it; it must return at once and raise nothing.
+            caller: Who asks; callers get equal shares.
+            deadline: On the loop's clock; answers after it are not given.
+        """
+        self.trunk = trunk
+        self.rows = rows
+        self.asked = asked
+        self.caller = caller
+        self.deadline = deadline
+        self.submitted = 0.0
+        self._deliver = deliver
+        self._lock = threading.Lock()
+        self._n_open = sum(len(numbers) for numbers in asked.values())
+        self._over = False
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing will be delivered any more."""
+        return self._over
+
+    def give(self, part: Part) -> None:
+        """Deliver a part, and the end after the last."""
+        with self._lock:
+            if self._over:
+                return
+            self._n_open -= len(part.rows)
+            self._over = self._n_open == 0
+            self._deliver(part)
+            if self._over:
+                self._deliver(None)
+
+    def end_if_empty(self) -> None:
+        """Deliver the end of a request that asks for nothing."""
+        with self._lock:
+            if self._n_open == 0 and not self._over:
+                self._over = True
+                self._deliver(None)
+
+    def fail(self, error: TrunklineError) -> None:
+        """Deliver an error, unless it is over."""
+        with self._lock:
+            if not self._over:
+                self._over = True
+                self._deliver(error)
+
+
+class Loop:
+    """Takes requests and runs them in steps; `start` gives it a thread, without which `step` is called by hand."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        limits: Limits,
+        *,
+        precision: str = "fp32",
+        cache: ResultsCache | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Take the parts together.
+
+        Args:
+            runner: Runs batches.
+            limits: Of a step and of the queue.
+            precision: What the runner computes in; a part of the cache's keys.
+            cache: Keeps answers.
+            clock: Seconds, never going back.
+        """
+        self.clock = clock
+        self._runner = runner
+        self._scheduler = Scheduler(limits)
+        self._precision = precision
+        self._cache = cache
+        self._waiting: dict[int, _Use] = {}
+        self._numbers: dict[Request, set[int]] = {}
+        self._next_number = 0
+        self._wake = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._closing = False
+
+    def start(self) -> None:
+        """Run steps in a thread of its own until `close`."""
+        self._thread = threading.Thread(target=self._run_forever, name="trunkline-engine", daemon=True)
+        self._thread.start()
+
+    def submit(self, request: Request) -> None:
+        """Queue what is not known yet; answers that are known are delivered at once.
+
+        Raises:
+            QueueFullError: There is no room; nothing of the request was queued.
+            ClosedError: The loop was closed.
+        """
+        known, open_tasks = self._known(request)
+        with self._wake:
+            if self._closing:
+                raise ClosedError("engine: is closed; requests are taken while it is open; open the bundle again")
+            request.submitted = self.clock()
+            uses = {self._next_number + n: _Use(request, row, open_tasks[row]) for n, row in enumerate(open_tasks)}
+            self._scheduler.add([_job(number, use) for number, use in uses.items()], request.submitted)
+            self._next_number += len(uses)
+            self._waiting.update(uses)
+            self._numbers[request] = set(uses)
+            self._wake.notify_all()
+        for part in known:
+            request.give(part)
+        request.end_if_empty()
+
+    def cancel(self, request: Request) -> None:
+        """Drop a request: what waits is not run, what runs stops between two programs."""
+        request.fail(
+            CancelledRequestError("request: was cancelled; nothing more of it is run; send it again if needed")
+        )
+        with self._wake:
+            numbers = self._numbers.pop(request, ())
+            self._scheduler.cancel(numbers)
+            for number in numbers:
+                del self._waiting[number]
+
+    def step(self) -> bool:
+        """Schedule, run, deliver.
+
+        Returns:
+            Whether there was anything to run.
+        """
+        with self._wake:
+            step = self._scheduler.next_step(self.clock())
+            expired = [self._take(job) for job in step.expired]
+            taken = [self._take(job) for job in step.jobs]
+        for use in expired:
+            use.request.fail(_late(use.request))
+        by_trunk: dict[LoadedTrunk, list[_Use]] = {}
+        for use in taken:
+            by_trunk.setdefault(use.request.trunk, []).append(use)
+        for trunk, uses in by_trunk.items():
+            self._run(trunk, uses)
+        return bool(taken)
+
+    def close(self) -> None:
+        """Finish the step that runs, refuse what waits, and end the thread."""
+        with self._wake:
+            self._closing = True
+            left = {use.request for use in self._waiting.values()}
+            self._wake.notify_all()
+        if self._thread is not None:
+            self._thread.join()
+        for request in left:
+            request.fail(ClosedError("engine: was closed before the request was answered; send it to another"))
+
+    def _run_forever(self) -> None:
+        while True:
+            with self._wake:
+                while not self._closing and not self._scheduler.n_rows:
+                    self._wake.wait()
+                if self._closing:
+                    return
+            self.step()
+
+    def _take(self, job: Job) -> "_Use":
+        use = self._waiting.pop(job.number)
+        numbers = self._numbers[use.request]
+        numbers.discard(job.number)
+        if not numbers:
+            del self._numbers[use.request]
+        return use
+
+    def _run(self, trunk: LoadedTrunk, uses: Sequence["_Use"]) -> None:
+        batch = _Batch(uses)
+        started = self.clock()
+        try:
+            for ran in self._runner.run(trunk, batch.rows, batch.asked, lambda: batch.dropped(self.clock())):
+                self._deliver(batch, ran, started)
+        except TrunklineError as error:
+            batch.fail(error)
+        except Exception as error:  # noqa: BLE001 - a fault of one batch must not end the loop for everybody
+            batch.fail(EngineError(f"engine: a batch failed ({type(error).__name__}: {error}); send the request again"))
+
+    def _deliver(self, batch: "_Batch", ran: Ran, started: float) -> None:
+        parts: dict[Request, tuple[list[int], list[np.ndarray]]] = {}
+        for number, logits in zip(ran.rows.tolist(), ran.logits, strict=True):
+            users = batch.users[ran.branch, number]
+            if not np.isfinite(logits).all():
+                error = _non_finite(ran.branch.spec.task)
+                for request, _ in users:
+                    request.fail(error)
+                continue
+            if self._cache is not None:
+                self._cache.put(self._key(ran.branch, batch.rows[number]), logits)
+            for request, row in users:
+                rows, values = parts.setdefault(request, ([], []))
+                rows.append(row)
+                values.append(logits)
+        for request, (rows, values) in parts.items():
+            waited = started - request.submitted
+            request.give(Part(ran.branch, rows, values, queued_s=waited, trunk_s=ran.trunk_s, branch_s=ran.branch_s))
+
+    def _known(self, request: Request) -> tuple[list[Part], dict[int, list[LoadedBranch]]]:
+        """Parts out of the cache, and for each row the branches that must still run."""
+        parts: list[Part] = []
+        still_open: dict[int, list[LoadedBranch]] = {}
+        for branch, numbers in request.asked.items():
+            rows, values = [], []
+            for row in numbers.tolist():
+                found = self._cache.get(self._key(branch, request.rows[row])) if self._cache is not None else None
+                if found is None:
+                    still_open.setdefault(row, []).append(branch)
+                else:
+                    rows.append(row)
+                    values.append(found)
+            if rows:
+                parts.append(Part(branch, rows, values))
+        return parts, dict(sorted(still_open.items()))
+
+    def _key(self, branch: LoadedBranch, row: Encoded) -> ResultKey:
+        return ResultKey(branch.digest, branch.spec.trunk_digest, self._precision, row.key())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Use:
+    """One row of a request, and the branches that are asked for it."""
+
+    request: Request
+    row: int
+    branches: list[LoadedBranch]
+
+
+class _Batch:
+    """Rows of several requests that run together: equal ones once."""
+
+    def __init__(self, uses: Sequence[_Use]) -> None:
+        """Find equal rows."""
+        self.rows: list[Encoded] = []
+        self.users: dict[tuple[LoadedBranch, int], list[tuple[Request, int]]] = {}
+        self._requests: list[set[Request]] = []
+        numbers: dict[bytes, int] = {}
+        wanted: dict[LoadedBranch, set[int]] = {}
+        for use in uses:
+            row = use.request.rows[use.row]
+            number = numbers.setdefault(row.key(), len(self.rows))
+            if number == len(self.rows):
+                self.rows.append(row)
+                self._requests.append(set())
+            self._requests[number].add(use.request)
+            for branch in use.branches:
+                self.users.setdefault((branch, number), []).append((use.request, use.row))
+                wanted.setdefault(branch, set()).add(number)
+        self.asked = {branch: np.array(sorted(rows), dtype=np.int64) for branch, rows in wanted.items()}
+
+    def dropped(self, now: float) -> frozenset[int]:
+        """Rows whose every request is over; deadlines are looked at here."""
+        requests = set().union(*self._requests)
+        for request in requests:
+            if request.deadline is not None and request.deadline <= now:
+                request.fail(_late(request))
+        if not any(request.over for request in requests):
+            return frozenset()
+        return frozenset(n for n, users in enumerate(self._requests) if all(request.over for request in users))
+
+    def fail(self, error: TrunklineError) -> None:
+        """Tell every request of the batch."""
+        for request in set().union(*self._requests):
+            request.fail(error)
+
+
+def _job(number: int, use: _Use) -> Job:
+    n_tokens = len(use.request.rows[use.row].token_ids)
+    layers = max(branch.spec.exit_layer for branch in use.branches) + sum(b.spec.own_layers for b in use.branches)
+    return Job(
+        number=number,
+        caller=use.request.caller,
+        tasks=tuple(sorted(branch.spec.task for branch in use.branches)),
+        n_tokens=n_tokens,
+        cost=float(max(layers, 1) * n_tokens),
+        deadline=use.request.deadline,
+    )
+
+
+def _late(request: Request) -> DeadlineError:
+    allowed = "no time" if request.deadline is None else f"{request.deadline - request.submitted:.3g} s"
+    return DeadlineError(
+        f"request: was not answered within {allowed}; the rest is not run; allow more time or ask less"
+    )
+
+
+def _non_finite(task: str) -> NonFiniteError:
+    return NonFiniteError(
+        f"task {task!r}: a logit is NaN or infinite; answers must be finite; verify the bundle, replace the branch"
+    )

@@ -1,0 +1,160 @@
+"""What answers at one moment: a trunk in segments between the exits in use, and one loaded branch for each task."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import pairwise
+
+from trunkline.bundle.store import Bundle, StoredBranch, StoredTrunk
+from trunkline.core.specs import BranchSpec
+from trunkline.data.tokenize import Tokenizer
+from trunkline.engine.backends.base import Backend, BranchPrograms, Program
+from trunkline.engine.masks import Masks
+from trunkline.model.config import EncoderConfig
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Segment:
+    """Some layers of the trunk as one program.
+
+    Attributes:
+        start: The first layer.
+        stop: The exit that lies above the last one.
+        digest: The trunk's chain value at ``stop``.
+        run: States and bias of lines to states.
+    """
+
+    start: int
+    stop: int
+    digest: str
+    run: Program
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoadedTrunk:
+    """A trunk, ready to run.
+
+    Attributes:
+        config: Facts of the backbone.
+        tokenizer: The backbone's.
+        chain: The chain values up to its depth.
+        embed: Token ids, type ids and positions to states.
+        segments: From the embeddings to the deepest exit in use; none where every branch reads the embeddings.
+        masks: Makes attention biases.
+    """
+
+    config: EncoderConfig
+    tokenizer: Tokenizer
+    chain: tuple[str, ...]
+    embed: Program
+    segments: tuple[Segment, ...]
+    masks: Masks
+
+    def twin(self) -> "LoadedTrunk":
+        """The same for another thread; weights are shared."""
+        segments = tuple(replace(segment, run=segment.run.twin()) for segment in self.segments)
+        return replace(self, embed=self.embed.twin(), segments=segments)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoadedBranch:
+    """A task's branch, ready to run; two versions of a task are two of these.
+
+    Attributes:
+        spec: What it is.
+        digest: Of its files.
+        programs: Runs it.
+    """
+
+    spec: BranchSpec
+    digest: str
+    programs: BranchPrograms
+
+    @property
+    def cost_order(self) -> tuple[int, bool]:
+        """Branches of one exit run in this order: what costs least answers first."""
+        return self.spec.own_layers, self.programs.reads != "first"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Snapshot:
+    """Trunk and branches that fit together; never changed, only replaced.
+
+    Attributes:
+        trunk: The trunk.
+        branches: Task name to its branch.
+    """
+
+    trunk: LoadedTrunk
+    branches: Mapping[str, LoadedBranch]
+
+
+def load_snapshot(
+    bundle: Bundle, backend: Backend, *, tasks: Iterable[str] | None = None, before: Snapshot | None = None
+) -> Snapshot:
+    """Read, verify and compile a bundle, or some of its tasks.
+
+    Args:
+        bundle: Where trunk and branches lie.
+        backend: Compiles them.
+        tasks: Which branches; None loads all. Others are not read, and the trunk only as deep as these need it.
+        before: What this one will replace: segments and branches that stay the same are shared with it, not loaded
+            again.
+
+    Raises:
+        BundleError: A file is damaged, missing or does not fit (see `trunkline.bundle.store`).
+    """
+    names = list(bundle.manifest.tasks if tasks is None else tasks)
+    known = {branch.digest: branch for branch in before.branches.values()} if before else {}
+    config = bundle.config()
+    branches: dict[str, LoadedBranch] = {}
+    for task in names:
+        digest = bundle.manifest.tasks[task].branch if task in bundle.manifest.tasks else ""
+        # One at a time: the weights as they lie on disk are let go before the next are read.
+        branches[task] = known.get(digest) or load_branch(bundle.branch(task), config, backend)
+    exits = {branch.spec.exit_layer for branch in branches.values()}
+    return Snapshot(_trunk(bundle, backend, exits, before.trunk if before else None), branches)
+
+
+def load_branch(branch: StoredBranch, config: EncoderConfig, backend: Backend) -> LoadedBranch:
+    """Compile a branch that was read and verified."""
+    return LoadedBranch(spec=branch.spec, digest=branch.digest, programs=backend.branch(branch, config))
+
+
+def load_trunk(stored: StoredTrunk, backend: Backend, *, exits: Iterable[int]) -> LoadedTrunk:
+    """Compile a trunk up to the deepest exit, in segments between the exits.
+
+    Args:
+        stored: A trunk that was read and verified.
+        backend: Compiles it.
+        exits: After how many layers branches read.
+    """
+    return LoadedTrunk(
+        config=stored.config,
+        tokenizer=stored.tokenizer,
+        chain=stored.chain,
+        embed=backend.embeddings(stored),
+        segments=tuple(_segment(stored, backend, ends) for ends in pairwise(sorted({0, *exits}))),
+        masks=Masks(stored.tensors.get("shared.relative_bias.weight"), backend.encode),
+    )
+
+
+def _trunk(bundle: Bundle, backend: Backend, exits: set[int], before: LoadedTrunk | None) -> LoadedTrunk:
+    chain = bundle.manifest.trunk.chain
+    if before is None or before.chain[0] != chain[0]:
+        return load_trunk(bundle.trunk(), backend, exits=exits)
+    # Boundaries that are no longer needed stay: splitting and joining would load layers again.
+    depth = max(exits, default=0)
+    ends = {segment.stop for segment in before.segments if segment.stop <= depth}
+    kept = {(segment.start, segment.digest): segment for segment in before.segments}
+    wanted = [(start, stop) for start, stop in pairwise(sorted({0, *exits, *ends}))]
+    stored = cache(bundle.trunk)
+    segments = tuple(
+        kept.get((start, chain[stop])) or _segment(stored(), backend, (start, stop)) for start, stop in wanted
+    )
+    return LoadedTrunk(before.config, before.tokenizer, chain, before.embed, segments, before.masks)
+
+
+def _segment(stored: StoredTrunk, backend: Backend, ends: tuple[int, int]) -> Segment:
+    start, stop = ends
+    return Segment(start, stop, stored.chain[stop], backend.layers(stored, range(start, stop)))
