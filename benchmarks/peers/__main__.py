@@ -100,7 +100,7 @@ def _arguments() -> argparse.Namespace:
 
 def _weights_of(name: str) -> str:
     """Which reference has the weights of the contestant of this name."""
-    kind = name.split("-")[0]
+    kind = name.split("-", maxsplit=1)[0]
     return kind if kind in {"students", "joint"} else "singles"
 
 
