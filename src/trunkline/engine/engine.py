@@ -15,8 +15,8 @@ import numpy as np
 from trunkline.bundle.store import Bundle, open_bundle
 from trunkline.core.errors import TrunklineError
 from trunkline.core.specs import BranchSpec
-from trunkline.core.types import Encoded, Example, Prediction
-from trunkline.data.tokenize import word_positions
+from trunkline.core.types import Example, Prediction
+from trunkline.engine.answers import RawAnswer, TaskAnswer, raw_answers, task_answers
 from trunkline.engine.backends.base import Backend
 from trunkline.engine.backends.choose import choose_backend
 from trunkline.engine.encoding import EncodedRequest, as_examples, encode_request, known_task
@@ -27,42 +27,13 @@ from trunkline.engine.scheduler import Limits
 from trunkline.engine.snapshot import Snapshot, load_snapshot
 from trunkline.engine.verify import replay
 from trunkline.engine.warm import warm
-from trunkline.model.decode import decode
 from trunkline.model.score import Answer
-from trunkline.model.score import answer as judged
 
 LIMITS = Limits(batch_tokens=512, batch_rows=128, queued_rows=65_536, queued_tokens=4_194_304)
 EXAMPLES_PER_REQUEST = 512
 """Of `Engine.predict`: so many texts are encoded while as many run."""
 
 _Event: TypeAlias = Part | TrunklineError | None
-
-
-@dataclass(frozen=True, slots=True)
-class TaskAnswer:
-    """One task's answer to one text.
-
-    Attributes:
-        index: Which of the texts.
-        task: Which task.
-        version: Digest of the branch that answered.
-        label_schema_version: Of its labels.
-        prediction: The answer.
-        truncated: Whether the text was longer than the task's ``max_length`` and was cut.
-        queued_s: Seconds that the text waited until it ran; 0 where the answer was known.
-        trunk_s: Seconds from there until the trunk had been run up to the branch's exit.
-        branch_s: Seconds that the branch took, for all rows that it ran on.
-    """
-
-    index: int
-    task: str
-    version: str
-    label_schema_version: int
-    prediction: Prediction
-    truncated: bool
-    queued_s: float
-    trunk_s: float
-    branch_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,15 +47,6 @@ class Answered:
 
     answers: list[dict[str, Prediction]]
     n_truncated: dict[str, int]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Raw:
-    """One example under one task: its logits without padding, and where its words' lines are, for tagging."""
-
-    logits: np.ndarray
-    positions: np.ndarray | None
-    truncated: bool
 
 
 class Engine:
@@ -287,7 +249,7 @@ class Engine:
         names = list(snapshot.branches) if tasks is None else list(dict.fromkeys(tasks))
         found: list[dict[str, TaskAnswer]] = [{} for _ in rows]
         for first, encoded, part in self._run(snapshot, rows, tasks):
-            for each in _answers(encoded, part):
+            for each in task_answers(encoded, part):
                 found[first + each.index][each.task] = each
         return Answered(
             answers=[{task: row[task].prediction for task in names if task in row} for row in found],
@@ -302,13 +264,7 @@ class Engine:
         """As `answers`, and how many of the texts were longer than the task's ``max_length`` and were cut."""
         spec = self.spec(task)
         found = self._raw(as_examples(examples), task)
-        answers = [
-            judged(raw.logits, spec)
-            if raw.positions is None
-            else judged(_lines(raw.logits, raw.positions), spec, raw.positions)
-            for raw in found
-        ]
-        return answers, sum(raw.truncated for raw in found)
+        return [raw.judged(spec) for raw in found], sum(raw.truncated for raw in found)
 
     def logits(self, examples: Sequence[Example] | Sequence[str], task: str) -> list[np.ndarray]:
         """Raw logits of one task.
@@ -322,7 +278,7 @@ class Engine:
     def _read(self, encoded: EncodedRequest, request: Request, events: "SimpleQueue[_Event]") -> Iterator[TaskAnswer]:
         try:
             while (event := events.get()) is not None:
-                yield from _answers(encoded, _part(event))
+                yield from task_answers(encoded, _part(event))
         finally:
             self.loop.cancel(request)
 
@@ -331,20 +287,15 @@ class Engine:
     ) -> AsyncIterator[TaskAnswer]:
         try:
             while (event := await events.get()) is not None:
-                for each in _answers(encoded, _part(event)):
+                for each in task_answers(encoded, _part(event)):
                     yield each
         finally:
             self.loop.cancel(request)
 
-    def _raw(self, examples: list[Example], task: str) -> list[_Raw]:
-        found: dict[int, _Raw] = {}
-        is_tagger = self.spec(task).kind == "tagging"
+    def _raw(self, examples: list[Example], task: str) -> list[RawAnswer]:
+        found: dict[int, RawAnswer] = {}
         for first, encoded, part in self._run(self._snapshot, examples, (task,)):
-            for number, logits in zip(part.rows, part.logits, strict=True):
-                row = encoded.rows[number]
-                for index in encoded.readers[task][number]:
-                    positions = word_positions(row, encoded.words(index)) if is_tagger else None
-                    found[first + index] = _Raw(logits, positions, row.truncated)
+            found.update((first + raw.index, raw) for raw in raw_answers(encoded, part))
         return [found[index] for index in range(len(examples))]
 
     def _run(
@@ -392,34 +343,3 @@ def _part(event: Part | TrunklineError) -> Part:
     if isinstance(event, TrunklineError):
         raise event
     return event
-
-
-def _answers(encoded: EncodedRequest, part: Part) -> Iterator[TaskAnswer]:
-    spec = part.branch.spec
-    for number, logits in zip(part.rows, part.logits, strict=True):
-        row = encoded.rows[number]
-        for index in encoded.readers[spec.task][number]:
-            yield TaskAnswer(
-                index=index,
-                task=spec.task,
-                version=part.branch.digest,
-                label_schema_version=spec.label_schema_version,
-                prediction=_prediction(encoded, index, row, logits, spec),
-                truncated=row.truncated,
-                queued_s=part.queued_s,
-                trunk_s=part.trunk_s,
-                branch_s=part.branch_s,
-            )
-
-
-def _prediction(encoded: EncodedRequest, index: int, row: Encoded, logits: np.ndarray, spec: BranchSpec) -> Prediction:
-    example = encoded.examples[index]
-    if spec.kind != "tagging":
-        return decode(logits, spec, example, None)
-    spans = encoded.words(index)
-    positions = word_positions(row, spans)
-    return decode(_lines(logits, positions), spec, Example(text=example.text, word_spans=spans), positions)
-
-
-def _lines(logits: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    return np.asarray(logits[positions[positions >= 0]])

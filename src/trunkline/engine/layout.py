@@ -39,11 +39,17 @@ class Layout:
     def pack(cls, lengths: Sequence[int] | np.ndarray) -> "Layout":
         """Find a place for every row: the longest first, each in the first line that has room for it.
 
+        Of a few lengths of a line, the one that leaves least padding is taken.
+
         Args:
             lengths: Tokens of each row, at least one row of at least one token.
         """
         sizes = np.asarray(lengths, dtype=np.int64)
-        line_tokens = _line_tokens(sizes)
+        tried = (cls._in_lines(sizes, line_tokens) for line_tokens in _line_lengths(sizes))
+        return min(tried, key=lambda layout: (layout.n_tokens, layout.line_tokens))
+
+    @classmethod
+    def _in_lines(cls, sizes: np.ndarray, line_tokens: int) -> "Layout":
         starts = np.empty(len(sizes), dtype=np.int64)
         filled: list[int] = []
         for row in np.argsort(-sizes, kind="stable").tolist():
@@ -158,7 +164,10 @@ def spread_rows(layout: Layout, rows: Sequence[Encoded], pad_id: int) -> tuple[n
     )
 
 
-def _line_tokens(lengths: np.ndarray) -> int:
+def _line_lengths(lengths: np.ndarray) -> Sequence[int]:
     total, longest = int(lengths.sum()), int(lengths.max())
-    # All in one line where that is short; else lines of the usual length, or of the longest row's.
-    return round_tokens(total) if total <= LINE_TOKENS else max(round_tokens(longest), LINE_TOKENS)
+    # All in one line where that is short; else lines of the usual length, or of the longest row's, or somewhat longer.
+    if total <= LINE_TOKENS:
+        return (round_tokens(total),)
+    least = max(round_tokens(longest), LINE_TOKENS)
+    return range(least, least + LINE_TOKENS, _STEP) if least < 2 * LINE_TOKENS else (least,)
