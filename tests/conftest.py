@@ -9,14 +9,18 @@ os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFL
 
 import importlib.util
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from benchmarks.fetch_mpnet import FOLDER as MPNET_FOLDER
+
+if TYPE_CHECKING:
+    from trunkline.engine.engine import Engine
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 SEED = int(os.environ.get("TRUNKLINE_TEST_SEED", "0"))
@@ -51,6 +55,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for marker, reason in absent.items():
             if item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """What Trunkline keeps in the user's cache folder lies in a folder of this run, for its child processes too."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        yield folder
+
+
+@pytest.fixture
+def open_engine() -> Iterator[Callable[..., "Engine"]]:
+    """Opens engines as `Engine.open` does, in fp32 on one thread unless told otherwise, and closes them at the end."""
+    from tests.tiny_engines import open_fp32
+
+    with ExitStack() as opened:
+        yield lambda path, **options: opened.enter_context(open_fp32(path, **options))
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -222,7 +223,7 @@ class Engine:
         here = asyncio.get_running_loop()
 
         def deliver(event: _Event) -> None:
-            if not here.is_closed():  # Else nobody waits any more.
+            with suppress(RuntimeError):  # The event loop was closed: nobody waits any more.
                 here.call_soon_threadsafe(events.put_nowait, event)
 
         request = self._submit(encoded, deliver, caller=caller, timeout_s=timeout_s)

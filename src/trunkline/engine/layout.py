@@ -145,7 +145,7 @@ class Layout:
 
 
 def round_rows(count: int) -> int:
-    """The next of 1, 2, 3, 4, 6, 8, 12, 16, 24, …: at most a third more."""
+    """The next of 1, 2, 3, 4, 6, 8, 12, 16, 24, …: less than half more."""
     power = 1 << max(count - 1, 0).bit_length()
     return power * 3 // 4 if power > 2 and count <= power * 3 // 4 else power
 

@@ -163,7 +163,8 @@ class Loop:
             self._scheduler.add([_job(number, use) for number, use in uses.items()], request.submitted)
             self._next_number += len(uses)
             self._waiting.update(uses)
-            self._numbers[request] = set(uses)
+            if uses:
+                self._numbers[request] = set(uses)
             self._wake.notify_all()
         for part in known:
             request.give(part)

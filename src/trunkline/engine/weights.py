@@ -10,6 +10,7 @@ import mmap
 import os
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -75,7 +76,8 @@ class WeightStore:
         for path in sorted(self.folder.glob(f"{stem}-*.safetensors")) if self.folder.is_dir() else ():
             found = _open(path, digest=path.stem.rpartition("-")[2])
             if found is not None:
-                os.utime(path)
+                with suppress(OSError):  # Somebody else's file, or a disk that is only read: it serves all the same.
+                    os.utime(path)
                 return found
         return self._keep(stem, make())
 
@@ -83,9 +85,13 @@ class WeightStore:
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             with tempfile.NamedTemporaryFile(dir=self.folder, prefix=".", delete=False) as file:
-                digest = _write(arrays, file)
-            path = self.folder / f"{stem}-{digest[:32]}.safetensors"
-            Path(file.name).replace(path)
+                try:
+                    digest = _write(arrays, file)
+                    path = self.folder / f"{stem}-{digest[:32]}.safetensors"
+                    Path(file.name).replace(path)
+                except OSError:
+                    Path(file.name).unlink(missing_ok=True)
+                    raise
         except OSError:
             # A full or read-only disk is no reason not to serve.
             with tempfile.TemporaryFile() as nameless:
