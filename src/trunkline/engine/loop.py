@@ -308,21 +308,21 @@ class _Batch:
             for branch in use.branches:
                 self.users.setdefault((branch, number), []).append((use.request, use.row))
                 wanted.setdefault(branch, set()).add(number)
+        self._everyone = set().union(*self._requests)
         self.asked = {branch: np.array(sorted(rows), dtype=np.int64) for branch, rows in wanted.items()}
 
     def dropped(self, now: float) -> frozenset[int]:
         """Rows whose every request is over; deadlines are looked at here."""
-        requests = set().union(*self._requests)
-        for request in requests:
+        for request in self._everyone:
             if request.deadline is not None and request.deadline <= now:
                 request.fail(_late(request))
-        if not any(request.over for request in requests):
+        if not any(request.over for request in self._everyone):
             return frozenset()
         return frozenset(n for n, users in enumerate(self._requests) if all(request.over for request in users))
 
     def fail(self, error: TrunklineError) -> None:
         """Tell every request of the batch."""
-        for request in set().union(*self._requests):
+        for request in self._everyone:
             request.fail(error)
 
 
