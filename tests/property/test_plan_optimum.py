@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from tests.tiny_records import run_record
+from trunkline.core.costs import CostTable
 from trunkline.core.errors import SpecError
 from trunkline.model.cost import branch_flops, layer_flops
 from trunkline.train.candidates import Candidate, candidates_of
@@ -20,7 +21,7 @@ from trunkline.train.contest import Contest, KeptBranch, PlanRequest, contest_of
 from trunkline.train.optimum import Choice, pareto_front
 from trunkline.train.pareto import pareto_of
 from trunkline.train.plan import Plan, plan_contest
-from trunkline.train.price import STEPS_OF_UNIT, Budget, CostTable, Unit
+from trunkline.train.price import STEPS_OF_UNIT, Budget, Unit
 
 Described: TypeAlias = dict[str, list[tuple[int, int, int, str]]]
 """Task -> tenths of a point, exit layer, own layers, pooling of each candidate."""

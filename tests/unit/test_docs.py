@@ -22,6 +22,7 @@ from trunkline.bundle.golden import Golden
 from trunkline.bundle.manifest import Manifest, TaskEntry, TrunkEntry
 from trunkline.cli.main import app
 from trunkline.core import errors
+from trunkline.core.costs import CostTable
 from trunkline.core.specs import (
     DEFAULT_METRIC,
     METRICS_OF_KIND,
@@ -43,7 +44,7 @@ from trunkline.train.choices import Choice
 from trunkline.train.contest import FrontPoint, FrontTask, PlanRequest
 from trunkline.train.pareto import Pareto
 from trunkline.train.plan import Kept, Plan, PlannedTask
-from trunkline.train.price import Budget, CostTable
+from trunkline.train.price import Budget
 from trunkline.train.reproduction import Cell, Cost, Reproduction, Row, StudiedTask, TradeOff
 from trunkline.train.search_spec import SearchReport, SearchRequest, Tried
 from trunkline.train.spec import (

@@ -13,6 +13,7 @@ import typer
 
 import trunkline
 from trunkline.cli import cache as cache_commands
+from trunkline.cli.measure import measure_command
 from trunkline.cli.options import (
     BackendOption,
     DeviceOption,
@@ -54,6 +55,7 @@ app.command("train")(train_command)
 app.command("search")(search_command)
 app.command("reproduce")(reproduce_command)
 app.command("plan")(plan_command)
+app.command("measure")(measure_command)
 
 
 def main() -> NoReturn:

@@ -8,6 +8,7 @@ from statistics import fmean
 
 import msgspec
 
+from trunkline.core.costs import CostTable
 from trunkline.core.errors import SpecError, UnknownNameError, nearest_hint
 from trunkline.core.specs import LONGEST, Spec
 from trunkline.model.cost import EncoderSizes
@@ -17,7 +18,6 @@ from trunkline.train.optimum import Choice, pareto_front
 from trunkline.train.price import (
     LAYER_PRICES,
     Budget,
-    CostTable,
     Placed,
     Prices,
     Unit,

@@ -12,6 +12,7 @@ from decimal import ROUND_HALF_EVEN, Decimal
 from pathlib import Path
 from typing import Literal, Protocol, TypeAlias
 
+from trunkline.core.costs import CostTable
 from trunkline.core.errors import SpecError
 from trunkline.core.specs import Spec, decode_spec
 from trunkline.model.cost import EncoderSizes, folded_layer_flops, layer_flops
@@ -21,7 +22,6 @@ Unit: TypeAlias = Literal["layers", "flops", "ms"]
 STEPS_OF_UNIT: dict[Unit, int] = {"layers": 1, "flops": 1, "ms": 1_000_000}
 """How many of the smallest steps make one unit."""
 
-LONGEST_MS = 1_000_000  # Sums of many such costs in nanoseconds still fit 64 bits.
 _FACTORS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _DIGITS = 4  # Of a cost in print.
 _BUDGET = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:(layers?)|([KMGT]?)FLOPs?|(ms))\s*", re.IGNORECASE)
@@ -89,32 +89,6 @@ class Budget(Spec, frozen=True, kw_only=True):
     def text(self) -> str:
         """For people, exact."""
         return cost_text(self.steps, self.unit, rounding=None)
-
-
-class CostTable(Spec, frozen=True, kw_only=True):
-    """Measured marginal costs of one row, in milliseconds; what the planner knows of a machine.
-
-    Attributes:
-        trunk_layer_ms: Each layer of the trunk.
-        own_layer_ms: Each whole layer of a branch.
-        folded_layer_ms: The last layer of a branch that reads the first token alone.
-        branch_ms: Each branch besides its layers: its head and what is done around it.
-        request_ms: Once, besides trunk and branches.
-        measured_on: Machine, precision, batch and row length; for people.
-    """
-
-    trunk_layer_ms: float
-    own_layer_ms: float
-    folded_layer_ms: float
-    branch_ms: float = 0.0
-    request_ms: float = 0.0
-    measured_on: str = ""
-
-    def __post_init__(self) -> None:
-        """Refuse costs that are no times."""
-        for name in ("trunk_layer_ms", "own_layer_ms", "folded_layer_ms", "branch_ms", "request_ms"):
-            if not 0 <= getattr(self, name) <= LONGEST_MS:
-                raise SpecError(f"cost table: {name} is {getattr(self, name)}; give milliseconds, 0 to {LONGEST_MS}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,12 +8,13 @@ import msgspec
 import pytest
 
 from tests.tiny_records import run_record
+from trunkline.core.costs import CostTable
 from trunkline.core.errors import BundleError, MissingDependencyError, SpecError, UnknownNameError
 from trunkline.train.candidates import candidates_of
 from trunkline.train.contest import Contest, PlanRequest, contest_of
 from trunkline.train.pareto import Pareto, draw_pareto, pareto_of, write_pareto
 from trunkline.train.plan import plan_contest
-from trunkline.train.price import CostTable, parse_budget
+from trunkline.train.price import parse_budget
 from trunkline.train.spec import RunRecord
 
 TABLE = CostTable(trunk_layer_ms=1.0, own_layer_ms=1.0, folded_layer_ms=0.1)

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from trunkline.core.costs import CostTable
 from trunkline.core.errors import SpecError, UnknownNameError
 from trunkline.model.cost import EncoderSizes, branch_flops, layer_flops
 from trunkline.train.price import (
     LAYER_PRICES,
     Budget,
-    CostTable,
     Unit,
     cost_text,
     flop_prices,

@@ -1,0 +1,35 @@
+"""Measured costs: what is measured is what is said, and nonsense is refused."""
+
+import pytest
+
+from tests.tiny import tiny_backbone
+from trunkline.core.costs import CostTable
+from trunkline.core.errors import SpecError
+from trunkline.engine import measure
+from trunkline.engine.backends.torch import TorchBackend
+from trunkline.engine.measure import measure_costs
+
+
+def test_every_cost_is_measured_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seconds are made up: what a pass costs follows from its name, so the table can be told beforehand."""
+    seconds = {"head": 0.3, "two heads": 0.4, "trunk": 2.3, "own": 3.3, "first": 0.5, "folded": 0.7}
+    monkeypatch.setattr(measure, "_alternate", lambda passes, _: {name: seconds[name] for name in passes})
+    table = measure_costs(tiny_backbone(), TorchBackend(), n_rows=10, n_tokens=8)
+    assert (table.trunk_layer_ms, table.own_layer_ms, table.folded_layer_ms) == (100.0, 150.0, 20.0)
+    assert (table.branch_ms, table.request_ms) == (10.0, 20.0)
+    assert "torch fp32, 10 rows of 8 tokens" in table.measured_on
+
+
+def test_costs_of_a_tiny_backbone_are_a_table_that_the_planner_takes() -> None:
+    table = measure_costs(tiny_backbone("mpnet"), TorchBackend(), n_rows=3, n_tokens=5, repeats=3)
+    assert isinstance(table, CostTable)
+    assert table.trunk_layer_ms > 0
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [({"n_rows": 0}, "n_rows: 0 is too few"), ({"repeats": 2}, "repeats: 2 is too few"), ({"n_tokens": 65}, "1..64")],
+)
+def test_what_cannot_be_measured_is_refused(asked: dict[str, int], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        measure_costs(tiny_backbone(), TorchBackend(), **asked)
