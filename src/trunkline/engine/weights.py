@@ -8,7 +8,9 @@ from the file. So there is one copy of the weights, in the served precision (dec
 import json
 import mmap
 import os
+import stat
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,6 +22,8 @@ import numpy as np
 import platformdirs
 
 from trunkline.model.tensors import NUMPY_DTYPES
+
+KEPT_DAYS = 30
 
 _FORM = "1"
 """Raised when `prepare` functions change what they write, so that older files are not read."""
@@ -52,8 +56,9 @@ class MappedWeights:
 class WeightStore:
     """Prepared weights by what they are prepared from, in a private folder.
 
-    A file is read again only if its content has the digest that its name carries. Where the folder cannot be written,
-    each process makes files of its own, which vanish with it.
+    A file is read again only if its content has the digest that its name carries, and only out of a folder that nobody
+    else may write. Where there is no such folder, each process makes files of its own, which vanish with it. Files that
+    nothing has used for `KEPT_DAYS` days go.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -73,7 +78,7 @@ class WeightStore:
             make: Prepares them: name to float32 or uint16 array.
         """
         stem = f"{source[:40]}-{form}-{_FORM}"
-        for path in sorted(self.folder.glob(f"{stem}-*.safetensors")) if self.folder.is_dir() else ():
+        for path in sorted(self.folder.glob(f"{stem}-*.safetensors")) if self._is_private() else ():
             found = _open(path, digest=path.stem.rpartition("-")[2])
             if found is not None:
                 with suppress(OSError):  # Somebody else's file, or a disk that is only read: it serves all the same.
@@ -84,6 +89,9 @@ class WeightStore:
     def _keep(self, stem: str, arrays: Mapping[str, np.ndarray]) -> MappedWeights:
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if not self._is_private():
+                raise PermissionError(self.folder)
+            self._forget_old()
             with tempfile.NamedTemporaryFile(dir=self.folder, prefix=".", delete=False) as file:
                 try:
                     digest = _write(arrays, file)
@@ -99,6 +107,20 @@ class WeightStore:
                 return _parse(mmap.mmap(nameless.fileno(), 0, access=mmap.ACCESS_READ))
         with path.open("rb") as written:
             return _parse(mmap.mmap(written.fileno(), 0, access=mmap.ACCESS_READ))
+
+    def _is_private(self) -> bool:
+        try:
+            status = self.folder.stat()
+        except OSError:
+            return False
+        return status.st_uid == os.getuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+    def _forget_old(self) -> None:
+        oldest = time.time() - KEPT_DAYS * 86_400
+        for path in self.folder.iterdir():
+            with suppress(OSError):  # Another process may have removed it.
+                if path.stat().st_mtime < oldest:
+                    path.unlink()
 
 
 def to_bits(values: np.ndarray) -> np.ndarray:

@@ -169,3 +169,23 @@ def test_the_size_is_that_of_all_arrays(store: WeightStore) -> None:
 
 def test_the_common_folder_lies_in_the_users_cache(private_cache: Path) -> None:
     assert WeightStore().folder == private_cache / "trunkline" / "served"
+
+
+def test_a_folder_that_others_may_write_is_not_used(tmp_path: Path) -> None:
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    folder.chmod(0o777)
+    weights = WeightStore(folder).get("a" * 64, "fp32", lambda: {"x": np.ones(3, dtype=np.float32)})
+    assert weights.arrays["x"].tolist() == [1.0, 1.0, 1.0]
+    assert not list(folder.iterdir())
+
+
+def test_files_that_nothing_has_used_for_long_go_when_another_is_kept(tmp_path: Path) -> None:
+    store = WeightStore(tmp_path / "served")
+    made = lambda: {"x": np.ones(3, dtype=np.float32)}  # noqa: E731
+    store.get("a" * 64, "fp32", made)
+    store.get("b" * 64, "fp32", made)
+    (old,) = store.folder.glob("aaa*")
+    os.utime(old, (0, 0))
+    store.get("c" * 64, "fp32", made)
+    assert sorted(path.name[0] for path in store.folder.iterdir()) == ["b", "c"]
