@@ -5,7 +5,7 @@ label or metric is noticed as surely as a changed weight.
 """
 
 import re
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import msgspec
 
@@ -39,6 +39,43 @@ _CUT_STEM = re.compile(r"model-[0-9a-f]{12}\.safetensors")
 
 FileDigests: TypeAlias = dict[str, str]
 """File name (no folders) to the SHA-256 (hex) of its content."""
+ServedPrecision: TypeAlias = Literal["fp32", "bf16", "int8"]
+
+
+class TrunkGate(Spec, frozen=True, kw_only=True):
+    """When and how the trunk was accepted in its precision (`trunkline quantize`).
+
+    Attributes:
+        made_at: UTC, ISO 8601.
+        chain: The chain value at the trunk's depth then.
+        max_loss: Most points that a task was allowed to lose.
+        n_texts: Texts that int8 ranges were found on; 0 for other precisions.
+    """
+
+    made_at: str
+    chain: str
+    max_loss: float
+    n_texts: int
+
+
+class TaskGate(Spec, frozen=True, kw_only=True):
+    """With which figures a branch was accepted on the trunk as it is served.
+
+    Attributes:
+        made_at: UTC, ISO 8601.
+        max_loss: Most points that the task was allowed to lose.
+        n_rows: Dev rows that were judged.
+        points_fp32: With trunk and branch in fp32.
+        points_trunk: With the trunk as it is served, and the branch in fp32.
+        points: With both as they are served.
+    """
+
+    made_at: str
+    max_loss: float
+    n_rows: int
+    points_fp32: float
+    points_trunk: float
+    points: float
 
 
 class TrunkEntry(Spec, frozen=True, kw_only=True):
@@ -46,14 +83,18 @@ class TrunkEntry(Spec, frozen=True, kw_only=True):
 
     Attributes:
         depth: How many layers are stored.
-        precision: What its weights are stored and run in.
+        precision: What it is served in; weights are always stored in fp32.
+        ranges: For int8: SHA-256 of the file with the ranges of its layers, ``trunk/ranges-<digest>.safetensors``.
+        gate: How it was accepted in this precision; None where that was never tried or refused, and machines choose.
         chain: depth + 1 chain values; ``chain[k]`` names the trunk cut after k layers (design.md, section 4).
         files: Files in ``trunk/``; layers that were added later lie in ``layers-A-B-<digest>.safetensors``, and a cut
             trunk has ``model-<digest>.safetensors`` in the place of ``model.safetensors``.
     """
 
     depth: int
-    precision: str = "fp32"
+    precision: ServedPrecision = "fp32"
+    ranges: str | None = None
+    gate: TrunkGate | None = None
     chain: tuple[str, ...]
     files: FileDigests
 
@@ -68,6 +109,9 @@ class TaskEntry(Spec, frozen=True, kw_only=True):
         max_length: Longest row in tokens.
         provenance: Where the branch comes from, and what it reached.
         files: Files in ``branches/<task>/<branch>/``.
+        precision: What the branch is served in, where its gate was passed.
+        ranges: For int8: SHA-256 of the file with the ranges of its layers, ``branches/<task>/ranges-<digest>.…``.
+        gate: How it was accepted; None until `trunkline quantize` judged this branch on this trunk.
     """
 
     branch: str
@@ -82,6 +126,9 @@ class TaskEntry(Spec, frozen=True, kw_only=True):
     pooling: Pooling
     provenance: Provenance
     files: FileDigests
+    precision: ServedPrecision = "fp32"
+    ranges: str | None = None
+    gate: TaskGate | None = None
 
     @property
     def dev_metric(self) -> float | None:
@@ -198,7 +245,7 @@ def check_manifest(manifest: Manifest, subject: str) -> None:
     names = [_CUT_STEM.sub("model.safetensors", name) for name in trunk.files if extension_layers(name) is None]
     _require(sorted(names) == sorted(TRUNK_FILES), subject, f"trunk files {sorted(names)}", f"{sorted(TRUNK_FILES)}")
     _require_digests((*trunk.files.values(), *trunk.chain), subject)
-    _require(trunk.precision == "fp32", subject, f"trunk precision {trunk.precision!r}", "'fp32'")
+    _require_served(trunk, f"{subject}: trunk")
     _require(0 <= trunk.depth <= manifest.n_layers, subject, f"trunk depth {trunk.depth}", f"0..{manifest.n_layers}")
     _require(len(trunk.chain) == trunk.depth + 1, subject, f"{len(trunk.chain)} chain values", f"{trunk.depth + 1}")
     for task, entry in manifest.tasks.items():
@@ -207,11 +254,21 @@ def check_manifest(manifest: Manifest, subject: str) -> None:
         _require(sorted(entry.files) == sorted(BRANCH_FILES), about, f"files {sorted(entry.files)}", f"{BRANCH_FILES}")
         _require_digests((entry.branch, *entry.files.values()), about)
         _require(entry.branch == files_digest(entry.files), about, f"branch {entry.branch}", files_digest(entry.files))
+        _require_served(entry, about)
+        _require(entry.gate is None or trunk.gate is not None, about, "a gate", "none where the trunk has none")
         fits = SHORTEST <= entry.max_length <= LONGEST
         _require(fits, about, f"max_length {entry.max_length}", f"{SHORTEST}..{LONGEST}")
         exits, layers = (0, trunk.depth), (0, manifest.n_layers - entry.exit_layer)
         _require(exits[0] <= entry.exit_layer <= exits[1], about, f"exit layer {entry.exit_layer}", f"{exits}")
         _require(layers[0] <= entry.own_layers <= layers[1], about, f"{entry.own_layers} own layers", f"{layers}")
+
+
+def _require_served(entry: TrunkEntry | TaskEntry, subject: str) -> None:
+    known = entry.precision in get_args(ServedPrecision) and (entry.precision == "fp32" or entry.gate is not None)
+    _require(known, subject, f"precision {entry.precision!r}", "'fp32', or one that a gate accepted")
+    has_ranges = (entry.precision == "int8") == (entry.ranges is not None)
+    _require(has_ranges, subject, f"ranges {entry.ranges}", "a digest with int8, none without")
+    _require_digests(() if entry.ranges is None else (entry.ranges,), subject)
 
 
 def _require_digests(digests: tuple[str, ...], subject: str) -> None:

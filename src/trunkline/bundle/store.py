@@ -1,9 +1,10 @@
 """Branches and bundles on disk (design.md, section 4): the bytes that are verified are the bytes that are decoded."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from trunkline.bundle.card import model_card
@@ -17,6 +18,7 @@ from trunkline.bundle.manifest import (
     decode_manifest,
     decode_versioned,
 )
+from trunkline.bundle.served import UNGATED, Served, read_served
 from trunkline.core.errors import (
     BundleError,
     CheckpointError,
@@ -46,6 +48,7 @@ class StoredBranch:
         golden: What it must answer.
         digest: SHA-256 over its files, sorted by name.
         files: File name to SHA-256.
+        served: What its bundle's gate accepted it in.
     """
 
     spec: BranchSpec
@@ -53,6 +56,7 @@ class StoredBranch:
     golden: Golden
     digest: str
     files: dict[str, str]
+    served: Served = UNGATED
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,12 +68,14 @@ class StoredTrunk:
         tensors: Canonical name to float32 values: embeddings, shared tensors, layers 0..depth-1.
         tokenizer: The tokenizer.
         chain: depth + 1 chain values.
+        served: What its bundle's gate accepted it in.
     """
 
     config: EncoderConfig
     tensors: Mapping[str, np.ndarray]
     tokenizer: Tokenizer
     chain: tuple[str, ...]
+    served: Served = UNGATED
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,13 +130,14 @@ class Bundle:
             )
         name = branch_folder(task, entry.branch)
         branch = read_branch_inside(self.path, name, expected=entry.files)
-        if task_entry(branch) != entry or branch.spec.task != task:
+        said = msgspec.structs.replace(entry, precision="fp32", ranges=None, gate=None)
+        if task_entry(branch) != said or branch.spec.task != task:
             raise BundleError(
                 f"bundle {str(self.path)!r}: task {task!r}: the manifest and {name}/branch.json say different things; "
                 "they must agree; restore the bundle from a copy"
             )
         check_trunk(branch.spec, self.manifest.trunk.chain, f"bundle {str(self.path)!r}")
-        return branch
+        return replace(branch, served=read_served(self.path, f"branches/{task}", entry))
 
 
 def branch_folder(task: str, digest: str) -> str:
@@ -316,4 +323,5 @@ def _read_trunk(bundle: Bundle) -> StoredTrunk:
             f"{subject}: its tensors give chain value {chain[-1]} at layer {entry.depth}; the manifest names "
             f"{entry.chain[-1]}; these are the tensors of another trunk: restore the bundle from a copy"
         )
-    return StoredTrunk(config=config, tensors=tensors, tokenizer=tokenizer, chain=chain)
+    served = read_served(bundle.path, "trunk", entry)
+    return StoredTrunk(config=config, tensors=tensors, tokenizer=tokenizer, chain=chain, served=served)

@@ -276,7 +276,7 @@ class Loop:
         return parts, dict(sorted(still_open.items()))
 
     def _key(self, branch: LoadedBranch, row: Encoded) -> ResultKey:
-        return ResultKey(branch.digest, branch.spec.trunk_digest, self._precision, row.key())
+        return ResultKey(branch.digest, branch.spec.trunk_digest, f"{self._precision} {branch.form}", row.key())
 
 
 @dataclass(frozen=True, slots=True, eq=False)

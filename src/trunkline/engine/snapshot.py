@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
 
+from trunkline.bundle.served import form_of, form_of_trunk
 from trunkline.bundle.store import Bundle, StoredBranch, StoredTrunk
 from trunkline.core.specs import BranchSpec
 from trunkline.data.tokenize import Tokenizer
@@ -41,6 +42,7 @@ class LoadedTrunk:
         embed: Token ids, type ids and positions to states.
         segments: From the embeddings to the deepest exit in use; none where every branch reads the embeddings.
         masks: Makes attention biases.
+        form: As of `trunkline.bundle.served.form_of_trunk`; empty where the backend does not follow the gate.
     """
 
     config: EncoderConfig
@@ -49,6 +51,7 @@ class LoadedTrunk:
     embed: Program
     segments: tuple[Segment, ...]
     masks: Masks
+    form: str = ""
 
     def twin(self) -> "LoadedTrunk":
         """The same for another thread; weights are shared."""
@@ -64,11 +67,13 @@ class LoadedBranch:
         spec: What it is.
         digest: Of its files.
         programs: Runs it.
+        form: As of `trunkline.bundle.served.form_of`; empty where the backend does not follow the gate.
     """
 
     spec: BranchSpec
     digest: str
     programs: BranchPrograms
+    form: str = ""
 
     @property
     def cost_order(self) -> tuple[int, bool]:
@@ -105,29 +110,40 @@ def load_snapshot(
         BundleError: A file is damaged, missing or does not fit (see `trunkline.bundle.store`).
     """
     names = list(bundle.manifest.tasks if tasks is None else tasks)
-    known = {branch.digest: branch for branch in before.branches.values()} if before else {}
+    known = {(branch.digest, branch.form): branch for branch in before.branches.values()} if before else {}
     config = bundle.config()
     branches: dict[str, LoadedBranch] = {}
     for task in names:
-        digest = bundle.manifest.tasks[task].branch if task in bundle.manifest.tasks else ""
+        entry = bundle.manifest.tasks.get(task)
+        form = form_of(bundle.manifest, task) if entry is not None and backend.as_gated else ""
         # One at a time: the weights as they lie on disk are let go before the next are read.
-        branches[task] = known.get(digest) or load_branch(bundle.branch(task), config, backend)
+        branches[task] = known.get((entry.branch if entry is not None else "", form)) or load_branch(
+            bundle.branch(task), config, backend, form=form
+        )
     exits = {branch.spec.exit_layer for branch in branches.values()}
     return Snapshot(_trunk(bundle, backend, exits, before.trunk if before else None), branches)
 
 
-def load_branch(branch: StoredBranch, config: EncoderConfig, backend: Backend) -> LoadedBranch:
-    """Compile a branch that was read and verified."""
-    return LoadedBranch(spec=branch.spec, digest=branch.digest, programs=backend.branch(branch, config))
+def load_branch(branch: StoredBranch, config: EncoderConfig, backend: Backend, *, form: str = "") -> LoadedBranch:
+    """Compile a branch that was read and verified.
+
+    Args:
+        branch: The branch.
+        config: Facts of the backbone.
+        backend: Compiles it.
+        form: As of `trunkline.bundle.served.form_of`.
+    """
+    return LoadedBranch(branch.spec, branch.digest, backend.branch(branch, config), form)
 
 
-def load_trunk(stored: StoredTrunk, backend: Backend, *, exits: Iterable[int]) -> LoadedTrunk:
+def load_trunk(stored: StoredTrunk, backend: Backend, *, exits: Iterable[int], form: str = "") -> LoadedTrunk:
     """Compile a trunk up to the deepest exit, in segments between the exits.
 
     Args:
         stored: A trunk that was read and verified.
         backend: Compiles it.
         exits: After how many layers branches read.
+        form: As of `trunkline.bundle.served.form_of_trunk`.
     """
     return LoadedTrunk(
         config=stored.config,
@@ -136,13 +152,14 @@ def load_trunk(stored: StoredTrunk, backend: Backend, *, exits: Iterable[int]) -
         embed=backend.embeddings(stored),
         segments=tuple(_segment(stored, backend, ends) for ends in pairwise(sorted({0, *exits}))),
         masks=Masks(stored.tensors.get("shared.relative_bias.weight"), backend.encode),
+        form=form,
     )
 
 
 def _trunk(bundle: Bundle, backend: Backend, exits: set[int], before: LoadedTrunk | None) -> LoadedTrunk:
-    chain = bundle.manifest.trunk.chain
-    if before is None or before.chain[0] != chain[0]:
-        return load_trunk(bundle.trunk(), backend, exits=exits)
+    chain, form = bundle.manifest.trunk.chain, form_of_trunk(bundle.manifest) if backend.as_gated else ""
+    if before is None or (before.chain[0], before.form) != (chain[0], form):
+        return load_trunk(bundle.trunk(), backend, exits=exits, form=form)
     # Boundaries that are no longer needed stay: splitting and joining would load layers again.
     depth = max(exits, default=0)
     ends = {segment.stop for segment in before.segments if segment.stop <= depth}
@@ -152,7 +169,7 @@ def _trunk(bundle: Bundle, backend: Backend, exits: set[int], before: LoadedTrun
     segments = tuple(
         kept.get((start, chain[stop])) or _segment(stored(), backend, (start, stop)) for start, stop in wanted
     )
-    return LoadedTrunk(before.config, before.tokenizer, chain, before.embed, segments, before.masks)
+    return LoadedTrunk(before.config, before.tokenizer, chain, before.embed, segments, before.masks, form)
 
 
 def _segment(stored: StoredTrunk, backend: Backend, ends: tuple[int, int]) -> Segment:

@@ -28,7 +28,7 @@ KEPT_DAYS = 30
 _FORM = "1"
 """Raised when `prepare` functions change what they write, so that older files are not read."""
 _CACHE_LINE = 64
-_NAMES = {"float32": "F32", "uint16": "BF16"}
+_NAMES = {"float32": "F32", "uint16": "BF16", "int8": "I8"}
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
@@ -36,7 +36,7 @@ class MappedWeights:
     """Arrays that lie in a mapped file.
 
     Attributes:
-        arrays: Name to a read-only array: float32, or the bits of bfloat16 as uint16.
+        arrays: Name to a read-only array: float32, int8, or the bits of bfloat16 as uint16.
     """
 
     arrays: Mapping[str, np.ndarray]
@@ -75,7 +75,7 @@ class WeightStore:
         Args:
             source: Digest of what they are prepared from.
             form: How, for example ``"bf16"``.
-            make: Prepares them: name to float32 or uint16 array.
+            make: Prepares them: name to float32, uint16 or int8 array; wider numbers first, so that all are aligned.
         """
         stem = f"{source[:40]}-{form}-{_FORM}"
         for path in sorted(self.folder.glob(f"{stem}-*.safetensors")) if self._is_private() else ():
@@ -132,6 +132,19 @@ def to_bits(values: np.ndarray) -> np.ndarray:
     bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
     return np.where(np.isnan(values), 0x7FC0, rounded).astype(np.uint16)
+
+
+def to_int8(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Round weights to whole numbers, each output channel on a scale of its own around 0.
+
+    Args:
+        weights: (out, in) float32.
+
+    Returns:
+        (out, in) int8 from -127 to 127, and (out, 1) float32 scales: their product is about the weights.
+    """
+    scales = np.maximum(np.abs(weights).max(axis=1, keepdims=True) / 127, np.finfo(np.float32).tiny)
+    return np.rint(weights / scales).astype(np.int8), scales.astype(np.float32)
 
 
 def from_bits(bits: np.ndarray) -> np.ndarray:

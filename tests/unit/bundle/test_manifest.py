@@ -129,7 +129,7 @@ WRONG = [
     msgspec.structs.replace(manifest_of(), backbone="tiny\u202egnp"),
     msgspec.structs.replace(manifest_of(), trunk=msgspec.structs.replace(TRUNK, depth=13)),
     msgspec.structs.replace(manifest_of(), trunk=msgspec.structs.replace(TRUNK, chain=TRUNK.chain[:-1])),
-    msgspec.structs.replace(manifest_of(), trunk=msgspec.structs.replace(TRUNK, precision="int1")),
+    msgspec.structs.replace(manifest_of(), trunk=msgspec.structs.replace(TRUNK, precision="int8")),
     msgspec.structs.replace(
         manifest_of(), trunk=msgspec.structs.replace(TRUNK, files={**TRUNK.files, "../../evil.safetensors": "0" * 64})
     ),

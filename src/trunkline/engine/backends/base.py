@@ -65,10 +65,12 @@ class Backend(Protocol):
     Attributes:
         name: Its name.
         precision: What programs compute in.
+        as_gated: Whether they compute, instead, in what a bundle's gate accepted where it accepted something.
     """
 
     name: BackendName
     precision: Precision
+    as_gated: bool
 
     def embeddings(self, trunk: StoredTrunk) -> Program:
         """Token ids, type ids and positions, each (lines, line_tokens) int32, to states."""

@@ -15,7 +15,8 @@ def choose_backend(
 
     Args:
         name: None takes OpenVINO on the processor and torch on any other device.
-        precision: None takes bf16 where the machine computes in it, else fp32.
+        precision: None takes, with OpenVINO, what a bundle's gate accepted, and otherwise bf16 where the machine
+            computes in it, else fp32.
         device: ``"cpu"``, or a device as torch names it.
         n_threads: OpenVINO: how many threads compute; None takes one for each processor.
 
@@ -44,7 +45,8 @@ def _openvino(precision: Precision | None, n_threads: int | None) -> Backend:
         from trunkline.engine.backends.openvino import OpenVinoBackend, available_precisions
     except ModuleNotFoundError as error:
         raise _missing(error, "pip install openvino, or choose the torch backend") from error
-    return OpenVinoBackend(precision=precision or available_precisions()[-1], n_threads=n_threads)
+    fastest = available_precisions()[-1]
+    return OpenVinoBackend(precision=precision or fastest, as_gated=precision is None, n_threads=n_threads)
 
 
 def _torch(precision: Precision | None, device: str) -> Backend:

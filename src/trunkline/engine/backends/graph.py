@@ -1,18 +1,25 @@
 """An encoder's graphs in OpenVINO's own operators, without torch (design.md, section 5).
 
-All of a graph is in one element type, weights included, so that the runtime makes no second copy of them in another.
+All of a graph is in one element type, weights included, so that the runtime makes no second copy of them in another;
+but for dense layers whose input has a known range: those multiply int8 (decision 0017).
 """
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import numpy as np
 import openvino as ov
 from openvino import opset13 as ops
 
+from trunkline.bundle.served import Range
+from trunkline.engine.weights import to_int8
 from trunkline.model.config import EncoderConfig, layer_tensor_name
 
+NO_RANGES: Mapping[str, Range] = MappingProxyType({})
 _I32 = np.int32
+_ELEMENTS = {"float32": ov.Type.f32, "uint16": ov.Type.bf16, "int8": ov.Type.i8}
+_LEVELS = 256
 Value: TypeAlias = Any
 """A node of a graph, or one of its outputs."""
 
@@ -22,18 +29,33 @@ class Graph:
 
     Attributes:
         parameters: Inputs, in the order in which they were asked for.
+        multiplied: Name of each dense layer of an encoder layer to what it multiplies.
     """
 
-    def __init__(self, config: EncoderConfig, arrays: Mapping[str, np.ndarray], element: ov.Type) -> None:
+    def __init__(
+        self,
+        config: EncoderConfig,
+        arrays: Mapping[str, np.ndarray],
+        element: ov.Type,
+        *,
+        carried: ov.Type | None = None,
+        ranges: Mapping[str, Range] = NO_RANGES,
+    ) -> None:
         """Take what graphs are made of.
 
         Args:
             config: Facts of the backbone.
             arrays: Canonical name to weights in the element type, queries, keys and values of a layer stacked
-                (``attention.qkv``). They are not copied and must outlive the compiled graph.
-            element: float32 or bfloat16.
+                (``attention.qkv``). They are not copied and must outlive the compiled graph. Of a dense layer in
+                ``ranges`` the weight is int8, and beside it lie its scales (`quantized_weights`).
+            element: float32 or bfloat16: what is computed in.
+            carried: The element type of inputs and states; None takes ``element``.
+            ranges: Dense layers that multiply int8, and the ranges of their inputs.
         """
         self.parameters: list[Value] = []
+        self.multiplied: dict[str, Value] = {}
+        self._carried = carried or element
+        self._ranges = ranges
         self._config = config
         self._arrays = arrays
         self._element = element
@@ -41,13 +63,14 @@ class Graph:
 
     def input(self, *shape: int, of_ids: bool = False) -> Value:
         """A further parameter; -1 is an axis of any length."""
-        parameter = ops.parameter(list(shape), ov.Type.i32 if of_ids else self._element)
+        parameter = ops.parameter(list(shape), ov.Type.i32 if of_ids else self._carried)
         self.parameters.append(parameter)
-        return parameter
+        return parameter if of_ids else _converted(parameter, self._carried, self._element)
 
     def model(self, output: Value, *, as_float32: bool = False) -> ov.Model:
         """The graph as a model of one output."""
-        return ov.Model([ops.convert(output, "f32") if as_float32 else output], self.parameters)
+        given = ov.Type.f32 if as_float32 else self._carried
+        return ov.Model([_converted(output, self._element, given)], self.parameters)
 
     def embed(self, token_ids: Value, type_ids: Value, positions: Value) -> Value:
         """Word, position and type embeddings, normalised: (lines, tokens, width)."""
@@ -149,8 +172,24 @@ class Graph:
         return ops.add(weighted, self._constant(f"{name}.bias"))
 
     def _dense(self, values: Value, name: str) -> Value:
-        product = _times_transposed(values, self._constant(f"{name}.weight"))
+        self.multiplied[name] = values
+        if name in self._ranges:
+            product = self._int8_product(values, name)
+        else:
+            product = _times_transposed(values, self._constant(f"{name}.weight"))
         return ops.add(product, self._constant(f"{name}.bias"))
+
+    def _int8_product(self, values: Value, name: str) -> Value:
+        """In the form that OpenVINO turns into one int8 product: fake quantization, and whole numbers times scales."""
+        known = self._ranges[name]
+        low, high = np.float32(known.low), np.float32(known.high)
+        exact = _converted(values, self._element, ov.Type.f32)
+        if known.divisors is not None:
+            exact = ops.multiply(exact, ops.constant(1 / known.divisors))
+        rounded = ops.fake_quantize(exact, low, high, low, high, _LEVELS)
+        whole = ops.convert(self._constant(f"{name}.weight"), "f32")
+        weights = ops.multiply(whole, self._constant(f"{name}.weight.scales"))
+        return _converted(_times_transposed(rounded, weights), ov.Type.f32, self._element)
 
     def _rows(self, name: str, ids: Value) -> Value:
         return ops.gather(self._constant(name), ids, ops.constant(np.array(0, _I32)))
@@ -173,7 +212,28 @@ class Graph:
         return ops.convert(ops.constant(np.float32(value)), self._element.get_type_name())
 
     def _shared(self, array: np.ndarray) -> Value:
-        return ops.constant(ov.Tensor(array, list(array.shape), self._element), shared_memory=True)
+        element = _ELEMENTS[array.dtype.name]
+        return ops.constant(ov.Tensor(array, list(array.shape), element), shared_memory=True)
+
+
+def quantized_weights(arrays: Mapping[str, np.ndarray], ranges: Mapping[str, Range]) -> dict[str, np.ndarray]:
+    """Weights of dense layers as int8 with their scales: ``<name>.weight`` and ``<name>.weight.scales``.
+
+    Args:
+        arrays: Canonical name to float32, as `Graph` takes them.
+        ranges: Of which dense layers; those that the arrays lack are left out.
+    """
+    found: dict[str, np.ndarray] = {}
+    for name, known in ranges.items():
+        weights = arrays.get(f"{name}.weight")
+        if weights is not None:
+            scaled = weights if known.divisors is None else weights * known.divisors
+            found[f"{name}.weight"], found[f"{name}.weight.scales"] = to_int8(scaled)
+    return found
+
+
+def _converted(values: Value, given: ov.Type, wanted: ov.Type) -> Value:
+    return values if given == wanted else ops.convert(values, wanted.get_type_name())
 
 
 def _times(left: Value, right: Value) -> Value:

@@ -1,22 +1,43 @@
 """The backend for processors: OpenVINO, without torch; bfloat16 where the machine computes in it."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
+from hashlib import sha256
 from weakref import WeakSet
 
 import numpy as np
 import openvino as ov
 
+from trunkline.bundle.served import Range, Served, encode_ranges
 from trunkline.bundle.store import StoredBranch, StoredTrunk
 from trunkline.core.errors import SpecError
 from trunkline.engine.backends.base import BackendName, BranchPrograms, Floats, Precision, Program, Reading
-from trunkline.engine.backends.graph import Graph, Value
+from trunkline.engine.backends.graph import Graph, Value, quantized_weights
 from trunkline.engine.weights import MappedWeights, WeightStore, to_bits
 from trunkline.model.config import EncoderConfig, embedding_tensor_shapes, layer_tensor_name, layer_tensor_shapes
 
 PRECISIONS: dict[Precision, ov.Type] = {"fp32": ov.Type.f32, "bf16": ov.Type.bf16}
 _ATTENTION = ("attention.query", "attention.key", "attention.value")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Form:
+    """What a program computes in: an element type, and int8 in the dense layers that have ranges."""
+
+    precision: Precision
+    ranges: Mapping[str, Range] = field(default_factory=dict)
+
+    @property
+    def element(self) -> ov.Type:
+        return PRECISIONS[self.precision]
+
+    @property
+    def name(self) -> str:
+        """Of prepared weights: ranges say which are int8, and what they are multiplied by before."""
+        if not self.ranges:
+            return self.precision
+        return f"{self.precision}-int8-{sha256(encode_ranges(self.ranges)).hexdigest()[:16]}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,18 +70,26 @@ class OpenVinoBackend:
 
     Attributes:
         name: ``"openvino"``.
-        precision: What is computed in.
+        precision: What is computed in, and what states between programs are.
+        as_gated: Whether parts of a bundle that passed its gate compute in what they passed it in.
     """
 
     name: BackendName = "openvino"
 
     def __init__(
-        self, *, precision: Precision = "fp32", n_threads: int | None = None, store: WeightStore | None = None
+        self,
+        *,
+        precision: Precision = "fp32",
+        as_gated: bool = False,
+        n_threads: int | None = None,
+        store: WeightStore | None = None,
     ) -> None:
         """Choose precision and threads.
 
         Args:
             precision: ``"fp32"`` or ``"bf16"``.
+            as_gated: Compute in what a bundle's gate accepted, and in ``precision`` what passed none. The gate's bf16
+                is fp32 on a processor without it.
             n_threads: How many threads compute; None takes one for each processor.
             store: Where prepared weights are kept.
 
@@ -73,11 +102,11 @@ class OpenVinoBackend:
                 "OpenVINO; choose one of them"
             )
         self.precision: Precision = precision
+        self.as_gated = as_gated
         self._element = PRECISIONS[precision]
         self._store = store or WeightStore()
         self._mapped: WeakSet[MappedWeights] = WeakSet()
         self._options = {
-            "INFERENCE_PRECISION_HINT": self._element,
             "PERFORMANCE_HINT": "LATENCY",
             "ENABLE_CPU_PINNING": False,
             **({} if n_threads is None else {"INFERENCE_NUM_THREADS": n_threads}),
@@ -86,29 +115,31 @@ class OpenVinoBackend:
     def embeddings(self, trunk: StoredTrunk) -> Program:
         """See `trunkline.engine.backends.base.Backend`."""
         names = [name for name in embedding_tensor_shapes(trunk.config) if name.startswith("embeddings.")]
-        weights = self._prepared(trunk.chain[0], {name: trunk.tensors[name] for name in names})
-        graph = Graph(trunk.config, weights.arrays, self._element)
+        form = _Form(self._form(trunk.served).precision)
+        weights = self._prepared(trunk.chain[0], {name: trunk.tensors[name] for name in names}, form)
+        graph = self._graph(trunk.config, [weights], form)
         token_ids, type_ids, positions = (graph.input(-1, -1, of_ids=True) for _ in range(3))
-        return self._program(graph.model(graph.embed(token_ids, type_ids, positions)), (weights,))
+        return self._program(graph.model(graph.embed(token_ids, type_ids, positions)), [weights], form)
 
     def layers(self, trunk: StoredTrunk, layers: range) -> Program:
         """See `trunkline.engine.backends.base.Backend`."""
-        names = layer_tensor_shapes(trunk.config)
+        names, form = layer_tensor_shapes(trunk.config), self._form(trunk.served)
         weights = [
             self._prepared(
                 trunk.chain[layer + 1],
                 {full: trunk.tensors[full] for full in (layer_tensor_name(layer, name) for name in names)},
+                form,
             )
             for layer in layers
         ]
-        return self._whole(trunk.config, weights, layers)
+        return self._whole(trunk.config, weights, layers, form)
 
     def branch(self, branch: StoredBranch, config: EncoderConfig) -> BranchPrograms:
         """See `trunkline.engine.backends.base.Backend`."""
-        spec = branch.spec
-        weights = self._prepared(branch.digest, branch.tensors)
+        spec, form = branch.spec, self._form(branch.served)
+        weights = self._prepared(branch.digest, branch.tensors, form)
         own = range(spec.exit_layer, spec.exit_layer + spec.own_layers)
-        graph = Graph(config, weights.arrays, self._element)
+        graph = self._graph(config, [weights], form)
         if spec.kind == "tagging" or spec.pooling == "mean":
             hidden, bias = graph.input(-1, -1, config.width), graph.input(-1, -1, -1, -1)
             states = graph.layers(hidden, bias, own)
@@ -116,12 +147,12 @@ class OpenVinoBackend:
             if spec.kind != "tagging":
                 reads = "mean"
                 states = graph.mean(states, graph.input(-1, -1), graph.input(-1))
-            return BranchPrograms(reads, None, self._logits(graph, graph.output(states), weights))
+            return BranchPrograms(reads, None, self._logits(graph, graph.output(states), weights, form))
         hidden = graph.input(-1, -1, config.width)
         first = graph.folded(hidden, graph.input(-1, -1, -1), own[-1]) if own else graph.first(hidden)
         logits = graph.output(graph.pooler(first))
-        before = self._whole(config, [weights], own[:-1]) if len(own) > 1 else None
-        return BranchPrograms("first", before, self._logits(graph, logits, weights))
+        before = self._whole(config, [weights], own[:-1], form) if len(own) > 1 else None
+        return BranchPrograms("first", before, self._logits(graph, logits, weights, form))
 
     def take(self, states: np.ndarray, index: np.ndarray) -> np.ndarray:
         """See `trunkline.engine.backends.base.Backend`."""
@@ -129,32 +160,44 @@ class OpenVinoBackend:
 
     def encode(self, values: np.ndarray) -> Floats:
         """See `trunkline.engine.backends.base.Backend`."""
-        return to_bits(values) if self._element == ov.Type.bf16 else values.astype(np.float32, copy=False)
+        return _encoded(values, self._element)
 
     def settle(self) -> None:
         """See `trunkline.engine.backends.base.Backend`."""
         for weights in list(self._mapped):
             weights.release()
 
-    def _whole(self, config: EncoderConfig, weights: Sequence[MappedWeights], layers: Sequence[int]) -> "_Program":
-        arrays = {name: array for each in weights for name, array in each.arrays.items()}
-        graph = Graph(config, arrays, self._element)
-        hidden, bias = graph.input(-1, -1, config.width), graph.input(-1, -1, -1, -1)
-        return self._program(graph.model(graph.layers(hidden, bias, layers)), tuple(weights))
+    def _form(self, served: Served) -> _Form:
+        if not self.as_gated or served.precision is None:
+            return _Form(self.precision)
+        if served.precision == "int8":
+            return _Form(self.precision, served.ranges)
+        return _Form(served.precision if served.precision in available_precisions() else "fp32")
 
-    def _prepared(self, source: str, tensors: Mapping[str, np.ndarray]) -> MappedWeights:
-        weights = self._store.get(source, self.precision, lambda: _prepare(tensors, self.encode))
+    def _graph(self, config: EncoderConfig, weights: Sequence[MappedWeights], form: _Form) -> Graph:
+        arrays = {name: array for each in weights for name, array in each.arrays.items()}
+        return Graph(config, arrays, form.element, carried=self._element, ranges=form.ranges)
+
+    def _whole(
+        self, config: EncoderConfig, weights: Sequence[MappedWeights], layers: Sequence[int], form: _Form
+    ) -> "_Program":
+        graph = self._graph(config, weights, form)
+        hidden, bias = graph.input(-1, -1, config.width), graph.input(-1, -1, -1, -1)
+        return self._program(graph.model(graph.layers(hidden, bias, layers)), weights, form)
+
+    def _prepared(self, source: str, tensors: Mapping[str, np.ndarray], form: _Form) -> MappedWeights:
+        weights = self._store.get(source, form.name, lambda: _prepare(tensors, form))
         self._mapped.add(weights)
         return weights
 
-    def _logits(self, graph: Graph, logits: Value, weights: MappedWeights) -> "_Program":
-        return self._program(graph.model(logits, as_float32=True), (weights,), gives_logits=True)
+    def _logits(self, graph: Graph, logits: Value, weights: MappedWeights, form: _Form) -> "_Program":
+        return self._program(graph.model(logits, as_float32=True), [weights], form, gives_logits=True)
 
     def _program(
-        self, model: ov.Model, weights: tuple[MappedWeights, ...], *, gives_logits: bool = False
+        self, model: ov.Model, weights: Sequence[MappedWeights], form: _Form, *, gives_logits: bool = False
     ) -> "_Program":
-        compiled = _core().compile_model(model, "CPU", self._options)
-        return _Program(compiled, compiled.create_infer_request(), weights, self._element, gives_logits)
+        compiled = _core().compile_model(model, "CPU", {**self._options, "INFERENCE_PRECISION_HINT": form.element})
+        return _Program(compiled, compiled.create_infer_request(), tuple(weights), self._element, gives_logits)
 
 
 def available_precisions() -> tuple[Precision, ...]:
@@ -168,17 +211,27 @@ def _core() -> ov.Core:
     return ov.Core()
 
 
-def _prepare(tensors: Mapping[str, np.ndarray], encode: Callable[[np.ndarray], Floats]) -> dict[str, np.ndarray]:
+def _prepare(tensors: Mapping[str, np.ndarray], form: _Form) -> dict[str, np.ndarray]:
     """Stack queries, keys and values, so that a layer reads its input once, and narrow the numbers."""
-    prepared: dict[str, np.ndarray] = {}
+    stacked = stacked_attention(tensors)
+    whole = quantized_weights(stacked, form.ranges)
+    narrow = {name: _encoded(array, form.element) for name, array in stacked.items() if name not in whole}
+    # Wide numbers first: each array then begins at a multiple of its own numbers' size.
+    return dict(sorted((narrow | whole).items(), key=lambda item: -item[1].itemsize))
+
+
+def stacked_attention(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Tensors as `Graph` takes them: queries, keys and values of a layer as one (``attention.qkv``)."""
+    stacked: dict[str, np.ndarray] = {}
     for name, tensor in tensors.items():
-        for part in _ATTENTION:
-            if f".{part}." in name:
-                stacked = name.replace(part, "attention.qkv")
-                if stacked not in prepared:
-                    parts = [tensors[name.replace(part, other)] for other in _ATTENTION]
-                    prepared[stacked] = encode(np.concatenate(parts))
-                break
-        else:
-            prepared[name] = encode(tensor)
-    return prepared
+        part = next((part for part in _ATTENTION if f".{part}." in name), None)
+        if part is None:
+            stacked[name] = tensor
+        elif part == _ATTENTION[0]:
+            parts = [tensors[name.replace(part, other)] for other in _ATTENTION]
+            stacked[name.replace(part, "attention.qkv")] = np.concatenate(parts)
+    return stacked
+
+
+def _encoded(values: np.ndarray, element: ov.Type) -> Floats:
+    return to_bits(values) if element == ov.Type.bf16 else values.astype(np.float32, copy=False)

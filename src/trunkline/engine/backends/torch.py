@@ -45,10 +45,12 @@ class TorchBackend:
     Attributes:
         name: ``"torch"``.
         precision: What is computed in.
+        as_gated: Never: it is the reference.
         device: Where.
     """
 
     name: BackendName = "torch"
+    as_gated: bool = False
 
     def __init__(self, *, precision: Precision = "fp32", device: str = "cpu") -> None:
         """Choose precision and device.
