@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     # Both import torch, which `inspect` and `plan` can do without.
     from trunkline.engine.calibrate import Calibrated
     from trunkline.engine.evaluate import Evaluation
+    from trunkline.engine.quantize import QuantizeReport
 
 _LAYERS_DRAWN = 4  # Branches with more own layers than this are drawn as first and last.
 
@@ -219,7 +220,9 @@ def _bundle_tree(manifest: Manifest) -> Tree:
     """One level of the trunk for each exit in use, side by side: a level inside the one before runs out of width."""
     depth = manifest.trunk.depth
     root = Tree(
-        Text.assemble(("trunk", "bold"), f"  {manifest.backbone}: {depth} of {manifest.n_layers} layers stored")
+        Text.assemble(
+            ("trunk", "bold"), f"  {manifest.backbone}: {depth} of {manifest.n_layers} layers stored{_gated(manifest)}"
+        )
     )
     start = 0
     for exit_layer in sorted({entry.exit_layer for entry in manifest.tasks.values()}):
@@ -229,6 +232,10 @@ def _bundle_tree(manifest: Manifest) -> Tree:
     if start < depth:
         root.add(Text(f"{_part_of_trunk(start, depth)}: no branch reads so deep", style="dim"))
     return root
+
+
+def _gated(manifest: Manifest) -> str:
+    return "" if manifest.trunk.gate is None else f", accepted in {manifest.trunk.precision}"
 
 
 def _part_of_trunk(start: int, stop: int) -> str:
@@ -242,7 +249,10 @@ def _add_branches(node: Tree, manifest: Manifest, exit_layer: int) -> None:
         if entry.exit_layer == exit_layer:
             reached = f"{entry.metric} {_points(entry.dev_metric)}"
             layers = _own_layers(exit_layer, entry.own_layers)
-            node.add(Text.assemble((name, "bold cyan"), f" {layers} {entry.kind}, ", (reached, "green"), " on dev"))
+            served = "" if manifest.trunk.gate is None else f", {entry.precision if entry.gate else 'never judged'}"
+            node.add(
+                Text.assemble((name, "bold cyan"), f" {layers} {entry.kind}, ", (reached, "green"), f" on dev{served}")
+            )
 
 
 def _own_layers(start: int, count: int) -> str:
@@ -303,3 +313,23 @@ def calibration_table(results: Sequence[Calibrated]) -> RenderableType:
         if r.temperature_at_edge
     ]
     return Group(table, *notes)
+
+
+def quantize_table(report: QuantizeReport) -> RenderableType:
+    """What tasks reach in fp32, with the trunk alone in the precision that was tried, and as they are served."""
+    table = Table(box=None, pad_edge=False)
+    for heading in ("task", "metric"):
+        table.add_column(heading)
+    for heading in ("rows", "fp32", "trunk", "served", "loss"):
+        table.add_column(heading, justify="right")
+    table.add_column("branch")
+    for t in report.tasks:
+        reached = t.points_trunk if t.points is None else t.points
+        verdict = "refused" if t.task in report.refused else "as it was"
+        table.add_row(
+            t.task, t.metric, f"{t.n_rows:,}", f"{t.points_fp32:.2f}", f"{t.points_trunk:.2f}",
+            "-" if t.points is None else f"{t.points:.2f}", f"{t.points_fp32 - reached:.2f}", t.precision or verdict,
+            style="red" if t.task in report.refused else "",
+        )  # fmt: skip
+    said = f"trunk in {report.trunk}: at most {report.max_loss:g} points may be lost"
+    return Group(Text(said, style="bold"), table)

@@ -25,6 +25,7 @@ from trunkline.cli.options import (
     read_tasks,
 )
 from trunkline.cli.plan import plan_command
+from trunkline.cli.quantize import quantize_command
 from trunkline.cli.reproduce import reproduce_command
 from trunkline.cli.search import search_command
 from trunkline.cli.show import show, show_json, show_manifest, show_manifest_and_cost
@@ -55,6 +56,7 @@ app.command("train")(train_command)
 app.command("search")(search_command)
 app.command("reproduce")(reproduce_command)
 app.command("plan")(plan_command)
+app.command("quantize")(quantize_command)
 app.command("measure")(measure_command)
 
 
@@ -226,15 +228,19 @@ def predict(
     device: DeviceOption = "cpu",
 ) -> None:
     """Answer JSON lines from standard input, one JSON line each on standard output, as they come."""
-    from trunkline.engine.backends.choose import choose_backend, describe
+    from trunkline.bundle.store import open_bundle
+    from trunkline.engine.backends.choose import choose_backend
     from trunkline.engine.engine import Engine
+    from trunkline.engine.gated import describe_served, serving_notes
     from trunkline.engine.stream import answer_lines, ready_lines
 
     asked = names(tasks, "--tasks")
     if sys.stdin is None:
         raise SpecError("standard input: is closed; predict reads lines from it; give it a file or a pipe")
     chosen = choose_backend(backend, precision=precision, device=device)
-    sys.stderr.write(f"{bundle}: computing with {describe(chosen)}\n")
+    manifest = open_bundle(bundle).manifest
+    for said in (f"computing with {describe_served(manifest, chosen)}", *serving_notes(manifest, chosen, tasks=asked)):
+        sys.stderr.write(f"{bundle}: {said}\n")
     with working(f"opening {bundle}"):
         engine = Engine.open(bundle, tasks=asked, backend=chosen)
     stdin = cast("ReadsWhatIsThere", sys.stdin.buffer)

@@ -1,7 +1,7 @@
 """The precision gate: what a bundle's trunk and branches may be served in, judged by what their tasks lose."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -82,6 +82,7 @@ class QuantizeReport(Spec, frozen=True, kw_only=True):
     Attributes:
         path: The bundle.
         precision: What the trunk was judged in.
+        trunk: The same in words: ``int8 but for ffn.down`` where a task refused int8 in all dense layers.
         max_loss: Most points that a task was allowed to lose.
         n_texts: Texts that the trunk's ranges were found on now; 0 where it has none or kept those it had.
         refused: Tasks that lose more with the trunk alone; where there are any, and the trunk itself was judged, the
@@ -91,6 +92,7 @@ class QuantizeReport(Spec, frozen=True, kw_only=True):
 
     path: str
     precision: ServedPrecision
+    trunk: str
     max_loss: float
     n_texts: int
     refused: tuple[str, ...]
@@ -159,7 +161,8 @@ def quantize(
     """Judge a bundle in a narrower precision, and have it served so where no task loses too much.
 
     With all tasks of the bundle the trunk is judged: it is accepted when every task stays within ``max_loss`` points of
-    its fp32 dev metric. Then each branch is tried on top, the narrowest precision first. With some of the tasks the
+    its fp32 dev metric; where int8 is refused, it is tried again without the second dense layer of each feed-forward
+    part. Then each branch is tried on top, the narrowest precision first. With some of the tasks the
     trunk stays as it was accepted before, and these tasks are judged on it: that is for tasks that came later.
 
     Args:
@@ -187,22 +190,28 @@ def quantize(
     judge = _read(bundle, tasks, request.rows)
     on_step("measuring in fp32")
     fp32 = judge.points(Served(), dict.fromkeys(judge.branches, Served()), choose_backend("openvino", precision="fp32"))
-    on_step(f"measuring with the trunk in {request.precision}")
     trunk, n_texts = judge.served(request.precision) if judges_trunk else (judge.trunk.served, 0)
-    on_trunk = judge.points(trunk, dict.fromkeys(judge.branches, Served("fp32")), narrow)
-    refused = tuple(task for task in fp32 if fp32[task] - on_trunk[task] > request.max_loss)
+    for candidate in _less_and_less(trunk) if judges_trunk else (trunk,):
+        trunk = candidate
+        on_step(f"measuring with the trunk in {_described(trunk)}")
+        on_trunk = judge.points(trunk, dict.fromkeys(judge.branches, Served("fp32")), narrow)
+        refused = tuple(task for task in fp32 if fp32[task] - on_trunk[task] > request.max_loss)
+        if not refused:
+            break
     chosen: dict[str, _Choice] = {}
     if not (refused and judges_trunk):
         for task in fp32.keys() - set(refused):
             chosen[task] = _Choice(Served("fp32"), on_trunk[task])
         least = {task: fp32[task] - request.max_loss for task in chosen}
         for precision in _CANDIDATES[request.precision]:
-            if precision in {"int8", narrow.precision}:
+            waits = any(choice.served.precision == "fp32" for choice in chosen.values())
+            if waits and precision in {"int8", narrow.precision}:
                 on_step(f"measuring with branches in {precision}")
                 chosen |= _passed(judge, trunk, least, chosen, precision, narrow)
     report = QuantizeReport(
         path=str(path),
         precision=request.precision,
+        trunk=_described(trunk),
         max_loss=request.max_loss,
         n_texts=n_texts,
         refused=refused,
@@ -235,6 +244,19 @@ def _check(manifest: Manifest, tasks: Sequence[TaskSpec], request: QuantizeReque
     if not tasks:
         raise SpecError("quantize: no task was given; tasks are what precision is judged by; name task files")
     return not missing
+
+
+def _less_and_less(trunk: Served) -> Iterator[Served]:
+    """An int8 trunk, and then one whose last dense product of each layer, which loses most, is not int8."""
+    yield trunk
+    fewer = {name: known for name, known in trunk.ranges.items() if not name.endswith("ffn.down")}
+    if fewer:
+        yield replace(trunk, ranges=fewer)
+
+
+def _described(trunk: Served) -> str:
+    whole = trunk.precision != "int8" or any(name.endswith("ffn.down") for name in trunk.ranges)
+    return f"{trunk.precision}" if whole else "int8 but for ffn.down"
 
 
 def _read(bundle: Bundle, tasks: Sequence[TaskSpec], rows: int | None) -> _Judge:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from trunkline.bundle.golden import TOLERANCE_INT8
 from trunkline.bundle.store import StoredBranch, open_bundle
 from trunkline.core.errors import VerificationError
 from trunkline.core.specs import BranchSpec
@@ -73,7 +74,9 @@ def verify(path: Path, *, backend_name: BackendName | None = None) -> VerifyRepo
     backend = choose_backend(backend_name, precision="fp32")
     trunk = load_trunk(stored, backend, exits={branch.spec.exit_layer for branch in branches})
     tasks = tuple(replay(branch, load_branch(branch, stored.config, backend), trunk, backend) for branch in branches)
-    n_files = 1 + len(bundle.manifest.trunk.files) + sum(len(entry.files) for entry in bundle.manifest.tasks.values())
+    entries = bundle.manifest.tasks.values()
+    n_files = 1 + len(bundle.manifest.trunk.files) + sum(len(entry.files) for entry in entries)
+    n_files += sum(entry.ranges is not None for entry in (bundle.manifest.trunk, *entries))
     return VerifyReport(path=path, trunk_digest=stored.chain[-1], n_files=n_files, tasks=tasks)
 
 
@@ -89,8 +92,10 @@ def replay(stored: StoredBranch, loaded: LoadedBranch, trunk: LoadedTrunk, backe
     Raises:
         VerificationError: It answers otherwise than it did, or there is no tolerance for the backend's precision.
     """
-    spec, golden, precision = stored.spec, stored.golden, backend.precision
-    if precision not in golden.tolerance:
+    spec, golden = stored.spec, stored.golden
+    precision: Precision = "int8" if "int8" in loaded.form else backend.precision
+    tolerances = {**golden.tolerance, "int8": TOLERANCE_INT8}
+    if precision not in tolerances:
         raise VerificationError(
             f"task {spec.task!r}: its golden inputs have no tolerance for {precision!r}; there is one for "
             f"{', '.join(sorted(golden.tolerance)) or 'nothing'}; write the branch anew"
@@ -101,7 +106,7 @@ def replay(stored: StoredBranch, loaded: LoadedBranch, trunk: LoadedTrunk, backe
         (ran,) = runner.run(trunk, [row], {loaded: one})
         found.append(ran.logits[0].reshape(-1, spec.n_outputs))
     differences = [_difference(stored, number, values, precision) for number, values in enumerate(found)]
-    worst, tolerance = int(np.argmax(differences)), golden.tolerance[precision]
+    worst, tolerance = int(np.argmax(differences)), tolerances[precision]
     if differences[worst] > tolerance:
         raise VerificationError(
             f"task {spec.task!r}: golden input {worst} gives {_measured(spec, precision)} that differ by "
