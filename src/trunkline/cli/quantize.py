@@ -11,10 +11,13 @@ from trunkline.cli.status import working
 from trunkline.core.errors import BundleError
 
 
-def quantize_command(
+def quantize_command(  # noqa: PLR0913 - options of a command
     bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
+    tasks: Annotated[
+        list[Path] | None, typer.Argument(help="Further task files, so that --data tasks/*.yaml works.")
+    ] = None,
     *,
-    data: Annotated[list[Path], typer.Option(help="Task file (YAML); may be given again, once for each task.")],
+    data: Annotated[list[Path], typer.Option(help="Task file (YAML); may be given again.")],
     precision: Annotated[Literal["int8", "bf16"], typer.Option(help="What the trunk is tried in.")] = "int8",
     max_loss: Annotated[float, typer.Option(help="Most points that a task may lose against fp32.")] = 0.5,
     rows: Annotated[int | None, typer.Option(help="Judge on so many dev rows of each task; by default on all.")] = None,
@@ -25,7 +28,7 @@ def quantize_command(
 
     request = QuantizeRequest(precision=precision, max_loss=max_loss, rows=rows)
     with working(f"opening {bundle}") as tell:
-        report = quantize(bundle, read_tasks(data), request, on_step=tell)
+        report = quantize(bundle, read_tasks([*data, *(tasks or ())]), request, on_step=tell)
     if as_json:
         show_json(report)
     else:

@@ -76,7 +76,7 @@ def verify(path: Path, *, backend_name: BackendName | None = None) -> VerifyRepo
     tasks = tuple(replay(branch, load_branch(branch, stored.config, backend), trunk, backend) for branch in branches)
     entries = bundle.manifest.tasks.values()
     n_files = 1 + len(bundle.manifest.trunk.files) + sum(len(entry.files) for entry in entries)
-    n_files += sum(entry.ranges is not None for entry in (bundle.manifest.trunk, *entries))
+    n_files += (bundle.manifest.trunk.ranges is not None) + sum(entry.ranges is not None for entry in entries)
     return VerifyReport(path=path, trunk_digest=stored.chain[-1], n_files=n_files, tasks=tasks)
 
 
