@@ -19,7 +19,7 @@ from benchmarks.harness import RESULTS
 from benchmarks.paper_tables_report import NO_RESULT, PAGE, RESULT, markdown_result
 from tests.docs_blocks import PAGES, ROOT, all_commands, blocks, commands_of, make_site, parse_command, run_page
 from trunkline.bundle.golden import Golden
-from trunkline.bundle.manifest import Manifest, TaskEntry, TrunkEntry
+from trunkline.bundle.manifest import Manifest, TaskEntry, TaskGate, TrunkEntry, TrunkGate
 from trunkline.cli.main import app
 from trunkline.core import errors
 from trunkline.core.costs import CostTable
@@ -38,6 +38,7 @@ from trunkline.core.types import Prediction
 from trunkline.demo.run import DemoReport, ReportedTask
 from trunkline.engine.calibrate import Calibrated
 from trunkline.engine.evaluate import Evaluation
+from trunkline.engine.quantize import QuantizedTask, QuantizeReport, QuantizeRequest
 from trunkline.engine.verify import VerifiedTask, VerifyReport
 from trunkline.train.candidates import Candidate
 from trunkline.train.choices import Choice
@@ -79,11 +80,21 @@ PAGES_OF_SPECS: dict[type, tuple[str, str]] = {
     },
     **{
         spec: ("reference/bundle-format.md", spec.__name__)
-        for spec in (Manifest, TrunkEntry, TaskEntry, BranchSpec, Calibration, Provenance, Golden)
+        for spec in (Manifest, TrunkEntry, TrunkGate, TaskEntry, TaskGate, BranchSpec, Calibration, Provenance, Golden)
     },
     **{
         spec: ("how-to/get-json.md", spec.__name__)
-        for spec in (Evaluation, VerifyReport, VerifiedTask, Calibrated, DemoReport, ReportedTask)
+        for spec in (
+            Evaluation,
+            VerifyReport,
+            VerifiedTask,
+            Calibrated,
+            QuantizeReport,
+            QuantizedTask,
+            QuantizeRequest,
+            DemoReport,
+            ReportedTask,
+        )
     },
 }
 
