@@ -1,5 +1,6 @@
 """The precision gate of a bundle, and how a bundle is served that passed it."""
 
+import dataclasses
 import hashlib
 import itertools
 from collections.abc import Sequence
@@ -14,11 +15,12 @@ from tests.tiny_bundles import TEXTS, backbone_of, make_bundle, put_branch, tree
 from tests.tiny_cli import run_cli
 from tests.tiny_engines import open_fp32
 from tests.tiny_tasks import write_rows
+from trunkline.bundle.golden import TOLERANCE_INT8
 from trunkline.bundle.manifest import Manifest, decode_manifest
 from trunkline.bundle.merge import attach, replace
 from trunkline.bundle.served import Range, form_of
 from trunkline.bundle.store import Bundle, StoredBranch, StoredTrunk, open_bundle
-from trunkline.core.errors import BundleError, DigestMismatchError, SpecError
+from trunkline.core.errors import BundleError, DigestMismatchError, SpecError, VerificationError
 from trunkline.core.specs import TaskSpec, encode_spec
 from trunkline.core.types import Encoded
 from trunkline.engine import quantize as quantizing
@@ -27,7 +29,8 @@ from trunkline.engine.backends.openvino import OpenVinoBackend, available_precis
 from trunkline.engine.engine import Engine
 from trunkline.engine.gated import describe_served, serving_notes
 from trunkline.engine.quantize import QuantizeReport, QuantizeRequest, quantize, sample
-from trunkline.engine.verify import verify
+from trunkline.engine.snapshot import load_snapshot
+from trunkline.engine.verify import replay, verify
 
 NAMES = ("intent", "mood")
 TOLERANT = QuantizeRequest(max_loss=60.0)
@@ -233,3 +236,19 @@ def test_the_command_shows_a_table_and_fails_where_a_task_refuses(
     assert done.json()["refused"] == list(NAMES)
     assert "the bundle is as it was" in done.err
     assert encode_spec(open_bundle(bundle.path).manifest.trunk.gate)
+
+
+def test_in_int8_a_golden_input_gives_the_same_label_or_nearly_the_same_probability(tmp_path: Path) -> None:
+    bundle, _, _ = gated(tmp_path)
+    backend = OpenVinoBackend(as_gated=True, n_threads=1)
+    snapshot, stored = load_snapshot(bundle, backend), bundle.branch("intent")
+    loaded = snapshot.branches["intent"]
+    assert replay(stored, loaded, snapshot.trunk, backend).tolerance == TOLERANCE_INT8
+    sharper = tuple(tuple(tuple(30 * x for x in line) for line in lines) for lines in stored.golden.logits)
+    same_label = msgspec.structs.replace(stored.golden, logits=sharper)
+    found = replay(dataclasses.replace(stored, golden=same_label), loaded, snapshot.trunk, backend)
+    assert found.largest_difference > TOLERANCE_INT8
+    turned = tuple(tuple(tuple(-x for x in line) for line in lines) for lines in sharper)
+    other_label = dataclasses.replace(stored, golden=msgspec.structs.replace(stored.golden, logits=turned))
+    with pytest.raises(VerificationError, match=r"probabilities that differ by .*; 0\.25 is allowed"):
+        replay(other_label, loaded, snapshot.trunk, backend)
