@@ -126,7 +126,7 @@ class Engine:
     def warm(self) -> None:
         """Run all tasks on the usual shapes, as a server does before it takes requests; before the first request."""
         snapshot = self._snapshot
-        warm(self.backend, snapshot.trunk, snapshot.branches.values(), batch_tokens=self._limits.batch_tokens)
+        warm(self.backend, snapshot.trunk, snapshot.branches.values(), self._limits)
         self.backend.settle()
 
     def activate(self, bundle: Bundle) -> tuple[str, ...]:
@@ -154,7 +154,7 @@ class Engine:
             for task in changed:
                 replay(bundle.branch(task), after.branches[task], trunk, self.backend)
             fresh = [after.branches[task] for task in changed]
-            warm(self.backend, trunk, fresh, batch_tokens=self._limits.batch_tokens)
+            warm(self.backend, trunk, fresh, self._limits)
             self.backend.settle()
             self._snapshot = after
         return changed
