@@ -50,8 +50,15 @@ def _lines(limits: Limits, longest: int) -> Iterator[list[int]]:
         n_tokens = n_tokens + 16 if n_tokens < 2 * LINE_TOKENS else round_tokens(n_tokens + 1)
         n_lines = 1
         while n_lines == 1 or (n_tokens >= LINE_TOKENS and n_lines * n_tokens <= limits.batch_tokens + LINE_TOKENS):
-            yield [n_tokens] * n_lines
+            yield _parts(n_tokens) * n_lines
             n_lines += 1
+
+
+def _parts(line_tokens: int) -> list[int]:
+    """Rows that fill a line; between one and two usual lines only two rows make such a length."""
+    if LINE_TOKENS < line_tokens < 2 * LINE_TOKENS:
+        return [LINE_TOKENS, line_tokens - LINE_TOKENS]
+    return [line_tokens]
 
 
 def _rows(limits: Limits, longest: int) -> Iterator[list[int]]:
