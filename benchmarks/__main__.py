@@ -4,11 +4,19 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks import ablations, assistant12, first_light, headline, paper_tables, search_cost
+from benchmarks import (
+    ablations,
+    assistant12,
+    engine_xiaoai21,
+    first_light,
+    headline,
+    paper_tables,
+    search_cost,
+)
 from benchmarks.harness import RESULTS, Benchmark, run_benchmark
 from trunkline.core.errors import TrunklineError
 
-MODULES = (ablations, assistant12, first_light, headline, paper_tables, search_cost)
+MODULES = (ablations, assistant12, engine_xiaoai21, first_light, headline, paper_tables, search_cost)
 BENCHMARKS: dict[str, Benchmark] = {module.BENCHMARK.name: module.BENCHMARK for module in MODULES}
 
 
