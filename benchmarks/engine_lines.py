@@ -1,12 +1,13 @@
 """The roofline: bare matrix products of the work that an engine's tasks are, on real tokens alone."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import openvino as ov
 import torch
 from openvino import opset13 as ops
 
+from benchmarks.engine_rounds import Run
 from benchmarks.engine_shapes import OwnLayers, n_whole_layers
 from trunkline.engine.weights import to_bits
 
@@ -18,7 +19,7 @@ LEFT_OUT = (
 )
 
 
-def rooflines(tasks: Sequence[OwnLayers], n_tokens: int, n_rows: int) -> dict[str, Callable[[], None]]:
+def rooflines(tasks: Sequence[OwnLayers], n_tokens: int, n_rows: int) -> dict[str, Run]:
     """The same products in each library that was found fast, every layer with weights of its own.
 
     Args:
@@ -31,7 +32,7 @@ def rooflines(tasks: Sequence[OwnLayers], n_tokens: int, n_rows: int) -> dict[st
     return {"roofline-openvino": _in_openvino(shapes), "roofline-torch": _in_torch(shapes)}
 
 
-def _in_openvino(shapes: Sequence[tuple[int, int]]) -> Callable[[], None]:
+def _in_openvino(shapes: Sequence[tuple[int, int]]) -> Run:
     weights = _Weights()
     inputs, outputs = [], []
     for n_layers, n_lines in shapes:
@@ -46,15 +47,15 @@ def _in_openvino(shapes: Sequence[tuple[int, int]]) -> Callable[[], None]:
                 value = ops.matmul(value, ops.constant(tensor, shared_memory=True), False, True)  # noqa: FBT003
         outputs.append(value)
     options = {"INFERENCE_PRECISION_HINT": "bf16", "INFERENCE_NUM_THREADS": 2, "PERFORMANCE_HINT": "LATENCY"}
-    request = ov.Core().compile_model(ov.Model(outputs, inputs), "CPU", options).create_infer_request()
+    compiled = ov.Core().compile_model(ov.Model(outputs, inputs), "CPU", options)
+    request = compiled.create_infer_request()
     for number, (_, n_lines) in enumerate(shapes):
         bits = weights.bits(n_lines, WIDTH)
         request.set_input_tensor(number, ov.Tensor(bits, [n_lines, WIDTH], ov.Type.bf16))
 
-    def run() -> None:
+    def run(_kept: _Weights = weights) -> None:  # the request reads the weights as long as it runs
         request.infer()
 
-    run.weights = weights  # the request reads them as long as it runs
     return run
 
 
@@ -65,7 +66,7 @@ def _columns(value: ov.Node, n: int) -> ov.Node:
     return ops.slice(value, np.array([0]), np.array([n]), np.array([1]), np.array([1]))
 
 
-def _in_torch(shapes: Sequence[tuple[int, int]]) -> Callable[[], None]:
+def _in_torch(shapes: Sequence[tuple[int, int]]) -> Run:
     torch.set_num_threads(2)
     chains = [
         (

@@ -1,13 +1,14 @@
 """One run in which the engine and its peers alternate, on a shape with random weights."""
 
 import gc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
 
 from benchmarks.engine_contestant import INCLUDES, LEAVES_OUT, EngineContestant, Text
 from benchmarks.engine_peers import Peer, of_precision, peers, served, standing_for
-from benchmarks.engine_rounds import alternate, fastest, ratio, ratio_range, scaled, spread
+from benchmarks.engine_rounds import Run, Taken, alternate, fastest, ratio, ratio_range, scaled, spread
 from benchmarks.engine_shapes import OwnLayers, random_snapshot, served_weights
 from benchmarks.peers.adapters_peer import AdaptersService
 from benchmarks.peers.service import Contestant
@@ -17,7 +18,6 @@ from trunkline.engine.backends.openvino import OpenVinoBackend
 from trunkline.engine.engine import Engine
 
 N_THREADS = 2
-Run = Callable[[], float | None]
 
 
 @dataclass(slots=True)
@@ -98,15 +98,23 @@ class Race:
                 figures[f"speedup_{precision}_{suffix}"] = ratio(rivals[fastest(rivals)], taken[ours])
         return figures
 
-    def table(self, taken: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    def table(
+        self, taken: Mapping[str, Sequence[float]], processor: Mapping[str, Sequence[float]]
+    ) -> dict[str, dict[str, Any]]:
         """Every contestant's seconds, and how they are to ours.
 
         Args:
             taken: From `models`.
+            processor: The same of processor seconds.
         """
         ours = taken["trunkline"]
         return {
-            name: {**spread(seconds), "over_ours": round(ratio(seconds, ours), 3), "range": ratio_range(seconds, ours)}
+            name: {
+                **spread(seconds),
+                "over_ours": round(ratio(seconds, ours), 3),
+                "range": ratio_range(seconds, ours),
+                "processor_ms": round(1e3 * median(processor[name]) / N_THREADS, 3),
+            }
             for name, seconds in taken.items()
         }
 
@@ -150,10 +158,10 @@ def with_shared(race: Race, runs: dict[str, Run], batches: Sequence[Sequence[Tex
     runs[name + SHARED] = run
 
 
-def measured(runs: Mapping[str, Run], n_rounds: int, told: str) -> dict[str, list[float]]:
+def measured(runs: Mapping[str, Run], n_rounds: int, told: str) -> Taken:
     """`alternate`, and a line about it."""
     taken = alternate(runs, n_rounds)
-    words = ", ".join(f"{name} {1e3 * sorted(each)[len(each) // 2]:.0f}" for name, each in taken.items())
+    words = ", ".join(f"{name} {1e3 * sorted(each)[len(each) // 2]:.0f}" for name, each in taken.wall.items())
     print(f"{told}, ms: {words}", flush=True)
     return taken
 
@@ -170,4 +178,9 @@ def _inside(contestant: Contestant, batches: Sequence[Sequence[Text]]) -> Run:
     """Seconds that another process took itself: neither pipe nor JSON count."""
     if not isinstance(contestant, AdaptersService):
         raise TypeError(f"contestant {contestant.name}: takes no time of its own")
-    return lambda: sum(map(contestant.timed, batches))
+
+    def run() -> tuple[float, float]:
+        seconds = [(contestant.timed(batch), contestant.cpu_seconds) for batch in batches]
+        return sum(wall for wall, _ in seconds), sum(processor for _, processor in seconds)
+
+    return run

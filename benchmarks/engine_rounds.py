@@ -2,32 +2,52 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import median
+from typing import TypeAlias
+
+
+Run: TypeAlias = Callable[[], tuple[float, float] | None]
+"""Runs once; returns None, or its own seconds on the wall and of the processor where they were taken elsewhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """Seconds of each round, by name.
+
+    Attributes:
+        wall: What a user waits.
+        processor: Of all threads together; hardly touched by what else the machine does.
+    """
+
+    wall: dict[str, list[float]]
+    processor: dict[str, list[float]]
 
 
 def alternate(
-    contestants: Mapping[str, Callable[[], float | None]],
+    contestants: Mapping[str, Run],
     n_rounds: int,
+    *,
     clock: Callable[[], float] = time.perf_counter,
-) -> dict[str, list[float]]:
+    processor: Callable[[], float] = time.process_time,
+) -> Taken:
     """Let everyone run once a round; who begins changes from round to round, so that nobody always follows the same.
 
     Args:
-        contestants: Name to a run, warm already; it returns None, or its own seconds where they were taken elsewhere.
+        contestants: Name to a run, warm already.
         n_rounds: Rounds.
-        clock: Seconds.
-
-    Returns:
-        Name to the seconds of each round.
+        clock: Seconds on the wall.
+        processor: Seconds of the processor.
     """
     names = list(contestants)
-    taken: dict[str, list[float]] = {name: [] for name in names}
+    taken = Taken({name: [] for name in names}, {name: [] for name in names})
     for turn in range(n_rounds):
         start = turn % len(names)
         for name in names[start:] + names[:start]:
-            began = clock()
-            told = contestants[name]()
-            taken[name].append(clock() - began if told is None else told)
+            began, worked = clock(), processor()
+            told = contestants[name]() or (clock() - began, processor() - worked)
+            taken.wall[name].append(told[0])
+            taken.processor[name].append(told[1])
     return taken
 
 

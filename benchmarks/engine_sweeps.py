@@ -42,7 +42,7 @@ def _point(race: Race, value: int, ours: EngineContestant, asked: Sequence[str],
     rival = race.running[RIVAL]
     for contestant in (ours, rival):
         contestant.warm(asked)
-    taken = alternate({"ours": _run(ours, asked), "theirs": _run(rival, asked)}, N_ROUNDS)
+    taken = alternate({"ours": _run(ours, asked), "theirs": _run(rival, asked)}, N_ROUNDS).wall
     theirs = median(taken["theirs"]) * n_tasks / race.n_models
     found = {"value": value, "ours_ms": 1e3 * median(taken["ours"]), "theirs_ms": 1e3 * theirs}
     print(f"sweep at {value}: ours {found['ours_ms']:.1f} ms, theirs {found['theirs_ms']:.1f} ms", flush=True)

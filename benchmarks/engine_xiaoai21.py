@@ -12,7 +12,7 @@ from benchmarks.engine_peers import SHAPE, served
 from benchmarks.engine_profile import profile
 from benchmarks.engine_race import Race, measured, with_shared
 from benchmarks.engine_report import write_page
-from benchmarks.engine_rounds import fastest, ratio, slope, spread
+from benchmarks.engine_rounds import Taken, fastest, ratio, slope, spread
 from benchmarks.engine_shapes import FURTHER, XIAOAI21, n_whole_layers
 from benchmarks.engine_sweeps import sweeps
 from benchmarks.harness import Benchmark, Measured
@@ -39,17 +39,17 @@ def measure(*, quick: bool, out: Path) -> Measured:  # noqa: ARG001 - every benc
     asked = texts(32, 0)
     lines = _Lines(asked)
     print("measuring", flush=True)
-    many, seen = _at_32(race, lines, asked, n_rounds)
+    taken, seen = _at_32(race, lines, asked, n_rounds)
     ones = [[text] for text in texts(N_SINGLES_IN_FLIGHT, 2)]
-    single = race.models(measured(race.runs(ones), n_rounds, "1 in flight"))
+    taken_alone = measured(race.runs(ones), n_rounds, "1 in flight")
+    many, single = race.models(taken.wall), race.models(taken_alone.wall)
+    many_processor, single_processor = race.models(taken.processor), race.models(taken_alone.processor)
     further = _further(race, asked, n_rounds)
     spent = profile(race.engine, [task.name for task in XIAOAI21], asked, n_rounds)
     figures = {
         **race.speedups(many, "32"),
         **race.speedups(single, "1"),
-        "share_of_openvino_encoder": ratio(many["openvino encoder, 16 layers"], many["trunkline, 4 taggers"]),
-        "roofline_share_32": ratio(many[_roofline(many)], many["trunkline"]),
-        "one_task_ratio": ratio(many["trunkline, 1 task"], many["student of 9 layers alone"]),
+        **_lines_figures(many),
         "first_answer_share": median(first / last for first, last in seen),
         "next_task_share": slope({n: median(seconds) for n, seconds in further.items()}) / median(further[0]),
         "overhead_share_32": spent["overhead_share"],
@@ -58,8 +58,13 @@ def measure(*, quick: bool, out: Path) -> Measured:  # noqa: ARG001 - every benc
     details = {
         **race.facts([asked]),
         "texts": source(),
-        "in_flight_32": race.table(many),
-        "in_flight_1": {"n_texts": N_SINGLES_IN_FLIGHT, **race.table(single)},
+        "in_flight_32": race.table(many, many_processor),
+        "in_flight_1": {"n_texts": N_SINGLES_IN_FLIGHT, **race.table(single, single_processor)},
+        "by_processor_time": {
+            **race.speedups(many_processor, "32"),
+            **race.speedups(single_processor, "1"),
+            **_lines_figures(many_processor),
+        },
         "further_tasks": {str(n): spread(seconds) for n, seconds in further.items()},
         "first_answers": [{"first_s": first, "last_s": last} for first, last in seen],
         "memory": memory,
@@ -103,9 +108,7 @@ class _Lines:
         self.runs.clear()
 
 
-def _at_32(
-    race: Race, lines: _Lines, asked: Sequence[str], n_rounds: int
-) -> tuple[dict[str, list[float]], list[tuple[float, float]]]:
+def _at_32(race: Race, lines: _Lines, asked: Sequence[str], n_rounds: int) -> tuple[Taken, list[tuple[float, float]]]:
     seen: list[tuple[float, float]] = []
     one, taggers = race.ours.asking((XIAOAI21[0].name,)), race.ours.asking(TAGGERS)
     for contestant in (one, taggers):
@@ -122,7 +125,16 @@ def _at_32(
         "trunkline, 4 taggers": lambda: _nothing(taggers.answer(asked)),
     }
     with_shared(race, runs, [asked], "openvino-bf16")
-    return race.models(measured(runs, n_rounds, "32 in flight")), seen
+    return measured(runs, n_rounds, "32 in flight"), seen
+
+
+def _lines_figures(taken: dict[str, list[float]]) -> dict[str, float]:
+    """Figures that hold the engine against OpenVINO's own graphs and against bare products."""
+    return {
+        "share_of_openvino_encoder": ratio(taken["openvino encoder, 16 layers"], taken["trunkline, 4 taggers"]),
+        "roofline_share_32": ratio(taken[_roofline(taken)], taken["trunkline"]),
+        "one_task_ratio": ratio(taken["trunkline, 1 task"], taken["student of 9 layers alone"]),
+    }
 
 
 def _further(race: Race, asked: Sequence[str], n_rounds: int) -> dict[int, list[float]]:
@@ -132,7 +144,7 @@ def _further(race: Race, asked: Sequence[str], n_rounds: int) -> dict[int, list[
     for contestant in contestants.values():
         contestant.warm(asked)
     runs = {str(n): _asker(contestant, asked) for n, contestant in contestants.items()}
-    taken = measured(runs, 2 * n_rounds, "further tasks")
+    taken = measured(runs, 2 * n_rounds, "further tasks").wall
     return {int(n): seconds for n, seconds in taken.items()}
 
 
@@ -171,7 +183,7 @@ def _additivity(race: Race, asked: Sequence[str], n_rounds: int) -> dict[str, An
         str(race.n_models): lambda: _nothing(service.answer(asked)),
         str(len(chosen)): lambda: _nothing(more.answer(asked)),
     }
-    taken = measured(runs, n_rounds, "additivity, single models")
+    taken = measured(runs, n_rounds, "additivity, single models").wall
     more.close()
     return {
         **{n: spread(seconds) for n, seconds in taken.items()},
