@@ -73,8 +73,7 @@ def _times(details: Mapping[str, Any]) -> list[str]:
     n_ones = one.get("n_texts", 1)
     n_tasks = details["n_tasks"]
     lines = [
-        f"| {n_tasks} tasks, milliseconds: median (fastest to slowest) | 32 in flight | over ours | "
-        "processor time / 2 | 1 in flight |",
+        f"| {n_tasks} tasks, ms: median (fastest to slowest) | 32 in flight | over ours | processor / 2 | 1 in flight |",
         "|---|---|---|---|---|",
     ]
     for name in sorted(many, key=lambda each: many[each]["median_ms"]):

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TypeAlias
 
-
 Run: TypeAlias = Callable[[], tuple[float, float] | None]
 """Runs once; returns None, or its own seconds on the wall and of the processor where they were taken elsewhere."""
 
