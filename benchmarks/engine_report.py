@@ -73,7 +73,7 @@ def _times(details: Mapping[str, Any]) -> list[str]:
     n_ones = one.get("n_texts", 1)
     n_tasks = details["n_tasks"]
     lines = [
-        f"| {n_tasks} tasks, ms: median (fastest to slowest) | 32 in flight | over ours | processor / 2 | 1 in flight |",
+        f"| {n_tasks} tasks, ms | median (fastest to slowest) at 32 in flight | over ours | processor / 2 | at 1 |",
         "|---|---|---|---|---|",
     ]
     for name in sorted(many, key=lambda each: many[each]["median_ms"]):
