@@ -41,7 +41,7 @@ class Race:
     running: dict[str, Contestant] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, tasks: Sequence[OwnLayers], *, further: Sequence[OwnLayers] = (), n_models: int = 3) -> "Race":
+    def open(cls, tasks: Sequence[OwnLayers], *, further: Sequence[OwnLayers] = (), n_models: int = 2) -> "Race":
         """Load the engine in bf16.
 
         Args:
@@ -63,6 +63,12 @@ class Race:
             self.peers[peer.name], self.running[peer.name] = peer, peer.build(chosen)
             gc.collect()
             print(f"built {peer.name}", flush=True)
+
+    def dismiss(self, *, keep: Sequence[str]) -> None:
+        """Let go of all peers but some: several gigabytes."""
+        for name in [name for name in self.running if name not in keep]:
+            self.running.pop(name).close()
+        gc.collect()
 
     def runs(self, batches: Sequence[Sequence[Text]]) -> dict[str, Run]:
         """Everyone on the same batches, one batch after the other; all are warmed first."""

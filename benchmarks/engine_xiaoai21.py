@@ -32,8 +32,8 @@ def measure(*, quick: bool, out: Path) -> Measured:  # noqa: ARG001 - every benc
     memory = {"trunkline": measured_apart("xiaoai21")}
     if not quick:
         for name in ("openvino-bf16", "openvino-bf16-lanes"):
-            memory[name] = measured_apart(name, n_models=3)
-    race = Race.open(XIAOAI21, further=FURTHER[: max(MORE)] if quick else FURTHER, n_models=2 if quick else 3)
+            memory[name] = measured_apart(name, n_models=2)
+    race = Race.open(XIAOAI21, further=FURTHER[: max(MORE)] if quick else FURTHER, n_models=2)
     race.invite(QUICK_PEERS if quick else None)
     n_rounds = 3 if quick else 7
     asked = texts(32, 0)
@@ -72,10 +72,11 @@ def measure(*, quick: bool, out: Path) -> Measured:  # noqa: ARG001 - every benc
         "roofline": {"fastest": _roofline(many), "left_out": LEFT_OUT, "whole_layers": n_whole_layers(XIAOAI21)},
         "readings_of_the_encoder": _readings(many, spent),
     }
+    lines.close()
     if not quick:
+        race.dismiss(keep=("openvino-bf16",))
         details["additivity"] = _additivity(race, asked, n_rounds)
         details["sweeps"] = sweeps(race, (*XIAOAI21, *FURTHER))
-    lines.close()
     race.close()
     return Measured(figures=figures, details=details)
 
@@ -175,19 +176,20 @@ def _readings(taken: dict[str, list[float]], spent: dict[str, Any]) -> dict[str,
 
 def _additivity(race: Race, asked: Sequence[str], n_rounds: int) -> dict[str, Any]:
     """Whether twice as many single models take twice as long."""
-    service = race.running["openvino-bf16"]
-    chosen = served(XIAOAI21)[: 2 * race.n_models]
-    more = openvino_singles(SHAPE, chosen, read_tokenizer(512))
-    more.warm(asked)
-    runs = {
-        str(race.n_models): lambda: _nothing(service.answer(asked)),
-        str(len(chosen)): lambda: _nothing(more.answer(asked)),
-    }
+    service, n = race.running["openvino-bf16"], race.n_models
+    others = openvino_singles(SHAPE, served(XIAOAI21)[n : 2 * n], read_tokenizer(512))
+    others.warm(asked)
+
+    def both() -> None:
+        service.answer(asked)
+        others.answer(asked)
+
+    runs = {str(n): lambda: _nothing(service.answer(asked)), str(2 * n): both}
     taken = measured(runs, n_rounds, "additivity, single models").wall
-    more.close()
+    others.close()
     return {
-        **{n: spread(seconds) for n, seconds in taken.items()},
-        "ratio": ratio(taken[str(len(chosen))], taken[str(race.n_models)]),
+        **{name: spread(seconds) for name, seconds in taken.items()},
+        "ratio": ratio(taken[str(2 * n)], taken[str(n)]),
     }
 
 
