@@ -168,7 +168,7 @@ def test_changes_of_other_tasks_leave_pair_tasks_equal_in_bits(shelf: Shelf, row
         assert answers(bundle) == before
 
 
-@settings(max_examples=8)
+@settings(max_examples=3)
 @given(gone=st.sampled_from(TEXT_TASKS), rows=texts)
 def test_detaching_and_attaching_a_task_leaves_all_others_equal_in_bits(
     shelf: Shelf, gone: str, rows: list[str]
@@ -182,7 +182,7 @@ def test_detaching_and_attaching_a_task_leaves_all_others_equal_in_bits(
         assert opened_bits(bundle, TEXT_TASKS, rows) == before
 
 
-@settings(max_examples=8)
+@settings(max_examples=3)
 @given(task=st.sampled_from(TEXT_TASKS), rows=texts, seed=st.integers(1, 3))
 def test_replacing_a_task_leaves_all_others_equal_in_bits(shelf: Shelf, task: str, rows: list[str], seed: int) -> None:
     others = [other for other in TEXT_TASKS if other != task]
@@ -192,7 +192,7 @@ def test_replacing_a_task_leaves_all_others_equal_in_bits(shelf: Shelf, task: st
         assert opened_bits(bundle, others, rows) == before
 
 
-@settings(max_examples=8)
+@settings(max_examples=3)
 @given(rows=texts)
 def test_extending_the_trunk_leaves_all_tasks_equal_in_bits(shelf: Shelf, rows: list[str]) -> None:
     with shelf.copied(TEXT_TASKS) as bundle:
