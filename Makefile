@@ -41,7 +41,7 @@ fix: .venv/.installed ## format, and mend what ruff can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: .venv/.installed ## list the benchmarks, or run one (NAME=first-light)
+bench: .venv/.installed ## list the benchmarks, or run one (NAME=engine-xiaoai21)
 	$(BIN)/python -m benchmarks $(NAME)
 
 docs: .venv/.installed ## build the documentation into docs/_build/html; a warning is an error

@@ -4,11 +4,33 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks import ablations, assistant12, first_light, headline, paper_tables, search_cost
+from benchmarks import (
+    ablations,
+    assistant12,
+    engine_agreement,
+    engine_glue8,
+    engine_swaps,
+    engine_xiaoai21,
+    first_light,
+    headline,
+    paper_tables,
+    search_cost,
+)
 from benchmarks.harness import RESULTS, Benchmark, run_benchmark
 from trunkline.core.errors import TrunklineError
 
-MODULES = (ablations, assistant12, first_light, headline, paper_tables, search_cost)
+MODULES = (
+    ablations,
+    assistant12,
+    engine_agreement,
+    engine_glue8,
+    engine_swaps,
+    engine_xiaoai21,
+    first_light,
+    headline,
+    paper_tables,
+    search_cost,
+)
 BENCHMARKS: dict[str, Benchmark] = {module.BENCHMARK.name: module.BENCHMARK for module in MODULES}
 
 
@@ -22,7 +44,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.list or arguments.name is None:
         for name, benchmark in sorted(BENCHMARKS.items()):
-            print(f"{name:14} {benchmark.purpose}")
+            print(f"{name:16} {benchmark.purpose}")
         return 0
     try:
         run_benchmark(BENCHMARKS[arguments.name], quick=arguments.quick, out=arguments.out)

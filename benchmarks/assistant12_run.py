@@ -43,8 +43,9 @@ from trunkline.train.search_spec import SearchReport, SearchRequest
 FOLDER = platformdirs.user_cache_path("trunkline") / "benchmarks" / "assistant12"
 N_WORKERS = 2
 N_LAYERS = 6
-# Two students a task, so that the plan has something to choose from beside the teacher.
-REQUEST = SearchRequest(n_students=2, min_gain=0.5)
+# Three students a task, so that the plan has something to choose from beside the teacher: half of the layers are to
+# spend, and a layer need not be worth a point.
+REQUEST = SearchRequest(budget=2.0, n_students=3, min_gain=0.25)
 
 
 def _set(name: str, rows: int, metric: Metric = "accuracy", **more: Any) -> Set:

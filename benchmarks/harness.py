@@ -16,7 +16,10 @@ import msgspec
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 DATA = ROOT.parent / "shared" / "data"
-PACKAGES = ("trunkline", "torch", "numpy", "tokenizers", "safetensors", "accelerate", "scikit-learn", "seqeval")
+PACKAGES = (
+    "trunkline", "torch", "numpy", "tokenizers", "safetensors", "accelerate", "scikit-learn", "seqeval", "openvino",
+    "nncf", "onnx", "onnxruntime", "transformers",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """What every contestant can be asked, and the part that all of them share: tokens in, sub-batches, answers in order."""
 
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypeAlias
@@ -10,6 +11,10 @@ from tokenizers import Tokenizer
 from benchmarks.peers.batching import CallCost, measure_call_cost, sub_batches
 from benchmarks.peers.shapes import ServedTask
 from benchmarks.peers.tokens import encode, padded
+
+PRICES = (0.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 1e9)
+"""What a call may count beside its tokens, in tokens: from a call for each length to one call for all."""
+N_TRIED_MODELS, N_TRIES = 3, 3
 
 Answers: TypeAlias = dict[str, list[np.ndarray]]
 """For each task, in the order of the texts: logits (C,) float32, of a tagger (tokens of the text, C)."""
@@ -55,7 +60,7 @@ class Service:
             first.
 
     Attributes:
-        cost: A call's cost, measured here on the first model.
+        cost: A call's cost, measured here on the first model: orders calls, and is one of the prices that are tried.
     """
 
     def __init__(
@@ -65,6 +70,7 @@ class Service:
         self._tokenizer, self._runners = tokenizer, list(runners)
         self._pool = ThreadPoolExecutor(lanes) if lanes > 1 else None
         self.cost: CallCost = measure_call_cost(self._runners[0])
+        self._prices: dict[int, float] = {}
 
     @property
     def n_models(self) -> int:
@@ -72,18 +78,21 @@ class Service:
         return len(self._runners)
 
     def warm(self, texts: Sequence[str]) -> None:
-        """Answer twice: shapes are compiled in the first, memory has its place after the second."""
+        """Find the fastest way to cut so many texts, then answer twice: shapes compiled, memory in its place."""
+        if len(texts) > 1:
+            self._prices[len(texts)] = self._best_price(texts)
         # with lanes a shape may be new to the second stream, so every lane gets its turn
         for _ in range(2 if self._pool is None else 4):
             self.answer(texts)
 
     def answer(self, texts: Sequence[str]) -> Answers:
         """Every task on every text; each model tokenizes for itself."""
-        return self._run([_Work(runner, encode(self._tokenizer, texts), self.cost) for runner in self._runners])
+        price = self._price(texts)
+        return self._run([_Work(runner, encode(self._tokenizer, texts), self.cost, price) for runner in self._runners])
 
     def answer_shared(self, texts: Sequence[str]) -> Answers:
         """Every task on every text, tokenized once and cut once."""
-        first = _Work(self._runners[0], encode(self._tokenizer, texts), self.cost)
+        first = _Work(self._runners[0], encode(self._tokenizer, texts), self.cost, self._price(texts))
         return self._run([first, *(first.for_runner(runner) for runner in self._runners[1:])])
 
     def close(self) -> None:
@@ -91,6 +100,29 @@ class Service:
         self._runners.clear()
         if self._pool is not None:
             self._pool.shutdown()
+
+    def _price(self, texts: Sequence[str]) -> float:
+        return self._prices.get(len(texts), self.cost.fixed_tokens)
+
+    def _best_price(self, texts: Sequence[str]) -> float:
+        """What a call is to count beside its tokens, by trying: a busy machine tilts any line through few points."""
+        rows = encode(self._tokenizer, texts)
+        lengths = sorted(map(len, rows))
+        prices = {tuple((cut.start, cut.stop) for cut in sub_batches(lengths, each)): each for each in self._tried()}
+        # several models in turn, so that no weights are in a cache that would not be there when all are asked
+        runners = self._runners[:N_TRIED_MODELS]
+        seconds = dict.fromkeys(prices.values(), float("inf"))
+        for turn in range(N_TRIES + 1):
+            for price in seconds:
+                began = time.process_time()
+                for runner in runners:
+                    self._run([_Work(runner, rows, self.cost, price)])
+                if turn > 0:  # in the first, shapes are compiled
+                    seconds[price] = min(seconds[price], time.process_time() - began)
+        return min(seconds, key=lambda price: seconds[price])
+
+    def _tried(self) -> tuple[float, ...]:
+        return (self.cost.fixed_tokens, *PRICES)
 
     def _run(self, works: "Sequence[_Work]") -> Answers:
         if self._pool is None:
@@ -108,11 +140,11 @@ class Service:
 class _Work:
     """One model's share of a request: its rows sorted and cut, its answers as they come."""
 
-    def __init__(self, runner: Runner, rows: list[list[int]], cost: CallCost) -> None:
+    def __init__(self, runner: Runner, rows: list[list[int]], cost: CallCost, price: float) -> None:
         self._runner, self._cost = runner, cost
         self._order = sorted(range(len(rows)), key=lambda place: len(rows[place]))
         self._rows = [rows[place] for place in self._order]
-        self.cuts = sub_batches([len(row) for row in self._rows], cost.fixed_tokens)
+        self.cuts = sub_batches([len(row) for row in self._rows], price)
         self.answers: Answers = self._empty()
 
     def for_runner(self, runner: Runner) -> "_Work":

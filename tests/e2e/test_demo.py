@@ -6,9 +6,9 @@ import msgspec
 import pytest
 
 from tests.tiny import write_tiny_checkpoint
+from tests.tiny_engines import open_fp32
 from trunkline.core.errors import SpecError
 from trunkline.demo.run import run_demo
-from trunkline.engine.engine import Engine
 from trunkline.engine.verify import verify
 from trunkline.train.spec import Distillation, Hyperparameters, Preset, TrainRequest
 
@@ -43,7 +43,8 @@ def test_its_report_has_a_line_for_each_kind_of_task(demo: Path) -> None:
 
 def test_its_bundle_verifies_and_answers_every_task(demo: Path) -> None:
     assert len(verify(demo / "bundle").tasks) == 6
-    (answers,) = Engine.open(demo / "bundle").predict(["turn the light in the kitchen on"])
+    with open_fp32(demo / "bundle") as engine:
+        (answers,) = engine.predict(["turn the light in the kitchen on"])
     assert set(answers) == {"domain", "intent", "slots", "topics", "urgency"}
 
 

@@ -1,27 +1,23 @@
 """The engine: texts in, every task's answer out, one trunk pass for each distinct row."""
 
-import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
 from types import TracebackType
-from typing import TypeAlias
 
 import numpy as np
 
 from trunkline.bundle.store import Bundle, open_bundle
-from trunkline.core.errors import TrunklineError
 from trunkline.core.specs import BranchSpec
 from trunkline.core.types import Example, Prediction
 from trunkline.engine.answers import RawAnswer, TaskAnswer, raw_answers, task_answers
+from trunkline.engine.asking import Answers, AsyncAnswers, Parts
 from trunkline.engine.backends.base import Backend
 from trunkline.engine.backends.choose import choose_backend
 from trunkline.engine.encoding import EncodedRequest, as_examples, encode_request, known_task
-from trunkline.engine.loop import Loop, Part, Request
+from trunkline.engine.loop import Loop, Part
 from trunkline.engine.results_cache import ResultsCache
 from trunkline.engine.runner import Runner
 from trunkline.engine.scheduler import Limits
@@ -33,8 +29,6 @@ from trunkline.model.score import Answer
 LIMITS = Limits(batch_tokens=512, batch_rows=128, queued_rows=65_536, queued_tokens=4_194_304)
 EXAMPLES_PER_REQUEST = 512
 """Of `Engine.predict`: so many texts are encoded while as many run."""
-
-_Event: TypeAlias = Part | TrunklineError | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +120,7 @@ class Engine:
     def warm(self) -> None:
         """Run all tasks on the usual shapes, as a server does before it takes requests; before the first request."""
         snapshot = self._snapshot
-        warm(self.backend, snapshot.trunk, snapshot.branches.values(), batch_tokens=self._limits.batch_tokens)
+        warm(self.backend, snapshot.trunk, snapshot.branches.values(), self._limits)
         self.backend.settle()
 
     def activate(self, bundle: Bundle) -> tuple[str, ...]:
@@ -154,7 +148,7 @@ class Engine:
             for task in changed:
                 replay(bundle.branch(task), after.branches[task], trunk, self.backend)
             fresh = [after.branches[task] for task in changed]
-            warm(self.backend, trunk, fresh, batch_tokens=self._limits.batch_tokens)
+            warm(self.backend, trunk, fresh, self._limits)
             self.backend.settle()
             self._snapshot = after
         return changed
@@ -184,7 +178,7 @@ class Engine:
         tasks: Sequence[str] | None = None,
         caller: str = "",
         timeout_s: float | None = None,
-    ) -> Iterator[TaskAnswer]:
+    ) -> Answers:
         """Answers one by one, as soon as each is there: those of the lowest exits first.
 
         Args:
@@ -204,10 +198,9 @@ class Engine:
             NonFiniteError: A logit is NaN or infinite.
             ClosedError: The engine was closed.
         """
+        deadline = self._deadline(timeout_s)
         encoded = encode_request(self._snapshot, as_examples(examples), tasks)
-        events: SimpleQueue[_Event] = SimpleQueue()
-        request = self._submit(encoded, events.put, caller=caller, timeout_s=timeout_s)
-        return self._read(encoded, request, events)
+        return Answers(Parts(self.loop, encoded, caller=caller, deadline=deadline))
 
     def astream(
         self,
@@ -216,18 +209,11 @@ class Engine:
         tasks: Sequence[str] | None = None,
         caller: str = "",
         timeout_s: float | None = None,
-    ) -> AsyncIterator[TaskAnswer]:
+    ) -> AsyncAnswers:
         """As `stream`, without blocking the running event loop; arguments, order and errors are the same."""
+        deadline = self._deadline(timeout_s)
         encoded = encode_request(self._snapshot, as_examples(examples), tasks)
-        events: asyncio.Queue[_Event] = asyncio.Queue()
-        here = asyncio.get_running_loop()
-
-        def deliver(event: _Event) -> None:
-            with suppress(RuntimeError):  # The event loop was closed: nobody waits any more.
-                here.call_soon_threadsafe(events.put_nowait, event)
-
-        request = self._submit(encoded, deliver, caller=caller, timeout_s=timeout_s)
-        return self._aread(encoded, request, events)
+        return AsyncAnswers(self.loop, encoded, caller=caller, deadline=deadline)
 
     def predict(
         self, examples: Sequence[Example] | Sequence[str], *, tasks: Sequence[str] | None = None
@@ -276,23 +262,6 @@ class Engine:
         """
         return [raw.logits for raw in self._raw(as_examples(examples), task)]
 
-    def _read(self, encoded: EncodedRequest, request: Request, events: "SimpleQueue[_Event]") -> Iterator[TaskAnswer]:
-        try:
-            while (event := events.get()) is not None:
-                yield from task_answers(encoded, _part(event))
-        finally:
-            self.loop.cancel(request)
-
-    async def _aread(
-        self, encoded: EncodedRequest, request: Request, events: "asyncio.Queue[_Event]"
-    ) -> AsyncIterator[TaskAnswer]:
-        try:
-            while (event := await events.get()) is not None:
-                for each in task_answers(encoded, _part(event)):
-                    yield each
-        finally:
-            self.loop.cancel(request)
-
     def _raw(self, examples: list[Example], task: str) -> list[RawAnswer]:
         found: dict[int, RawAnswer] = {}
         for first, encoded, part in self._run(self._snapshot, examples, (task,)):
@@ -303,44 +272,26 @@ class Engine:
         self, snapshot: Snapshot, examples: list[Example], tasks: Sequence[str] | None
     ) -> Iterator[tuple[int, EncodedRequest, Part]]:
         """Parts of all examples, with the index that the first example of their request has here."""
-        running: deque[tuple[int, EncodedRequest, Request, SimpleQueue[_Event]]] = deque()
+        running: deque[tuple[int, Parts]] = deque()
         try:
             for start in range(0, len(examples), EXAMPLES_PER_REQUEST):
                 encoded = encode_request(snapshot, examples[start : start + EXAMPLES_PER_REQUEST], tasks)
-                events: SimpleQueue[_Event] = SimpleQueue()
-                running.append((start, encoded, self._submit(encoded, events.put), events))
+                running.append((start, Parts(self.loop, encoded)))
                 # While one request runs, the next is encoded.
                 if len(running) > 1:
-                    yield from _parts(*running.popleft())
+                    yield from _placed(*running[0])
+                    running.popleft()
             while running:
-                yield from _parts(*running.popleft())
+                yield from _placed(*running[0])
+                running.popleft()
         finally:
-            for _, _, request, _ in running:
-                self.loop.cancel(request)
+            for _, parts in running:
+                parts.close()
 
-    def _submit(
-        self,
-        encoded: EncodedRequest,
-        deliver: Callable[[_Event], None],
-        *,
-        caller: str = "",
-        timeout_s: float | None = None,
-    ) -> Request:
-        deadline = None if timeout_s is None else self.loop.clock() + timeout_s
-        trunk = encoded.snapshot.trunk
-        request = Request(trunk, encoded.rows, encoded.asked, deliver=deliver, caller=caller, deadline=deadline)
-        self.loop.submit(request)
-        return request
+    def _deadline(self, timeout_s: float | None) -> float | None:
+        return None if timeout_s is None else self.loop.clock() + timeout_s
 
 
-def _parts(
-    first: int, encoded: EncodedRequest, _: Request, events: "SimpleQueue[_Event]"
-) -> Iterator[tuple[int, EncodedRequest, Part]]:
-    while (event := events.get()) is not None:
-        yield first, encoded, _part(event)
-
-
-def _part(event: Part | TrunklineError) -> Part:
-    if isinstance(event, TrunklineError):
-        raise event
-    return event
+def _placed(first: int, parts: Parts) -> Iterator[tuple[int, EncodedRequest, Part]]:
+    for part in parts:
+        yield first, parts.encoded, part

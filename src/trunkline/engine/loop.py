@@ -241,6 +241,7 @@ class Loop:
 
     def _deliver(self, batch: "_Batch", ran: Ran, started: float) -> None:
         parts: dict[Request, tuple[list[int], list[np.ndarray]]] = {}
+        batch.fail_late(self.clock())
         for number, logits in zip(ran.rows.tolist(), ran.logits, strict=True):
             users = batch.users[ran.branch, number]
             if not np.isfinite(logits).all():
@@ -313,12 +314,16 @@ class _Batch:
 
     def dropped(self, now: float) -> frozenset[int]:
         """Rows whose every request is over; deadlines are looked at here."""
-        for request in self._everyone:
-            if request.deadline is not None and request.deadline <= now:
-                request.fail(_late(request))
+        self.fail_late(now)
         if not any(request.over for request in self._everyone):
             return frozenset()
         return frozenset(n for n, users in enumerate(self._requests) if all(request.over for request in users))
+
+    def fail_late(self, now: float) -> None:
+        """Fail requests whose deadline has passed."""
+        for request in self._everyone:
+            if request.deadline is not None and request.deadline <= now:
+                request.fail(_late(request))
 
     def fail(self, error: TrunklineError) -> None:
         """Tell every request of the batch."""
@@ -340,9 +345,10 @@ def _job(number: int, use: _Use) -> Job:
 
 
 def _late(request: Request) -> DeadlineError:
-    allowed = "no time" if request.deadline is None else f"{request.deadline - request.submitted:.3g} s"
+    n_rows = len(request.rows)
     return DeadlineError(
-        f"request: was not answered within {allowed}; the rest is not run; allow more time or ask less"
+        f"request of {n_rows} rows: was not answered before its deadline; what is left of it is not run; "
+        "allow more time or ask less"
     )
 
 

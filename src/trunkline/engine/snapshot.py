@@ -169,6 +169,8 @@ def _trunk(bundle: Bundle, backend: Backend, exits: set[int], before: LoadedTrun
     segments = tuple(
         kept.get((start, chain[stop])) or _segment(stored(), backend, (start, stop)) for start, stop in wanted
     )
+    if segments == before.segments and chain == before.chain:
+        return before  # Rows of requests from before and after a swap may then run together.
     return LoadedTrunk(before.config, before.tokenizer, chain, before.embed, segments, before.masks, form)
 
 

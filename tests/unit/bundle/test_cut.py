@@ -3,11 +3,11 @@ from pathlib import Path
 import pytest
 
 from tests.tiny_bundles import TEXTS, backbone_of, make_bundle, put_branch, tree_bytes
+from tests.tiny_engines import open_fp32
 from trunkline.bundle.cut import cut
 from trunkline.bundle.merge import attach, detach
 from trunkline.bundle.store import Bundle, open_bundle
 from trunkline.core.errors import BundleError
-from trunkline.engine.engine import Engine
 from trunkline.engine.verify import verify
 
 
@@ -25,8 +25,8 @@ def deepened(folder: Path, *exits: int) -> Bundle:
 
 
 def answers(path: Path) -> dict[str, list[bytes]]:
-    engine = Engine.open(path)
-    return {task: [row.tobytes() for row in engine.logits(TEXTS, task)] for task in open_bundle(path).manifest.tasks}
+    with open_fp32(path) as engine:
+        return {task: [row.tobytes() for row in engine.logits(TEXTS, task)] for task in engine.specs}
 
 
 @pytest.mark.parametrize(

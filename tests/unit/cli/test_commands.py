@@ -174,7 +174,8 @@ def test_verify_says_how_near_the_answers_are(project: Project) -> None:
     assert "3 tasks verified, largest logit difference" in shown.out
     report = succeeded(run_cli("verify", project.bundle, "--json")).json()
     assert report["path"] == str(project.bundle)
-    assert [(task["task"], task["largest_difference"]) for task in report["tasks"]] == [(n, 0.0) for n in sorted(NAMES)]
+    assert [task["task"] for task in report["tasks"]] == sorted(NAMES)
+    assert all(0 <= task["largest_difference"] <= 1e-4 for task in report["tasks"])
 
 
 def test_verify_refuses_a_flipped_byte(project: Project, tmp_path: Path) -> None:
@@ -234,13 +235,15 @@ def test_predict_and_evaluate_read_no_branch_that_is_not_asked(project: Project,
 def test_predict_answers_the_lines_before_one_that_is_nested_too_deep(project: Project) -> None:
     refused = run_cli("predict", project.bundle, stdin=b'{"text": "no"}\n' + b"[" * 100_000 + b"\n")
     assert refused.code == 1
-    assert refused.err.startswith("error: standard input line 2: not valid JSON")
+    assert "\nerror: standard input line 2: not valid JSON" in refused.err
     assert refused.out.count("\n") == 1
 
 
 def test_predict_says_how_many_texts_were_cut(project: Project) -> None:
     done = succeeded(run_cli("predict", project.bundle, "--tasks", "topic", stdin=b'{"text": "%s"}\n' % (b"no " * 90)))
-    assert done.err == "task 'topic': texts longer than 32 tokens, which were cut: 1\n"
+    announced, counted = done.err.splitlines()
+    assert announced.startswith(f"{project.bundle}: computing with openvino, ")
+    assert counted == "task 'topic': texts longer than 32 tokens, which were cut: 1"
 
 
 def test_evaluate_gives_the_dev_metrics_of_the_runs(project: Project) -> None:

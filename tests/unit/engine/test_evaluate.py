@@ -1,10 +1,12 @@
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from tests.tiny_bundles import TEXTS, make_bundle
+from tests.tiny_engines import open_fp32
 from trunkline.core.errors import SpecError, UnknownNameError
 from trunkline.core.specs import DataSpec, TaskSpec
 from trunkline.core.types import Example
@@ -15,8 +17,10 @@ from trunkline.model.score import Answer
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    return Engine.open(make_bundle(tmp_path_factory.mktemp("bundles"), "intent", "slots", "topics", "urgency").path)
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    bundle = make_bundle(tmp_path_factory.mktemp("bundles"), "intent", "slots", "topics", "urgency")
+    with open_fp32(bundle.path) as opened:
+        yield opened
 
 
 def write_rows(path: Path, rows: list[dict[str, object]]) -> str:

@@ -6,14 +6,16 @@ from collections.abc import Iterator
 import pytest
 
 from tests.tiny_bundles import make_bundle
+from tests.tiny_engines import open_fp32
 from trunkline.core.errors import DataError, UnknownNameError
 from trunkline.engine.engine import Answered, Engine
 from trunkline.engine.stream import LINES_PER_CHUNK, answer_lines, ready_lines
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    return Engine.open(make_bundle(tmp_path_factory.mktemp("bundles"), "mood", "same").path)
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    with open_fp32(make_bundle(tmp_path_factory.mktemp("bundles"), "mood", "same").path) as opened:
+        yield opened
 
 
 def lines(*texts: str) -> list[bytes]:

@@ -1,6 +1,8 @@
 """Which backend and precision a machine gets."""
 
-from trunkline.core.errors import MissingDependencyError, SpecError
+from typing import get_args
+
+from trunkline.core.errors import MissingDependencyError, SpecError, UnknownNameError, nearest_hint
 from trunkline.engine.backends.base import Backend, BackendName, Precision
 
 
@@ -26,6 +28,8 @@ def choose_backend(
     """
     if name is None:
         name = "openvino" if device == "cpu" else "torch"
+    if name not in get_args(BackendName):
+        raise UnknownNameError(f"backend {name!r}: is not known; {nearest_hint(name, get_args(BackendName))}")
     if name == "torch":
         if n_threads is not None:
             raise SpecError("n_threads: is OpenVINO's; torch reads OMP_NUM_THREADS; leave it out")

@@ -58,7 +58,9 @@ class _Program:
         data: np.ndarray = self.request.get_output_tensor(0).data
         # Logits leave the engine, states do not: the next run writes into the same memory.
         if self.gives_logits:
-            return data.copy()
+            logits = data.copy()
+            logits.setflags(write=False)  # Callers with equal rows get the same arrays.
+            return logits
         return data if self.element == ov.Type.f32 else data.view(np.uint16)
 
     def twin(self) -> "_Program":
@@ -96,6 +98,8 @@ class OpenVinoBackend:
         Raises:
             SpecError: The precision is another, or the processor does not compute in it.
         """
+        if n_threads is not None and n_threads < 1:
+            raise SpecError(f"n_threads: {n_threads} is not allowed; give 1 or more, or leave it out")
         if precision not in available_precisions():
             raise SpecError(
                 f"precision {precision!r}: this processor computes in {', '.join(available_precisions())} with "

@@ -159,4 +159,6 @@ def usable_device(name: str) -> torch.device:
 
 
 def _logits(values: Tensor) -> np.ndarray:
-    return values.to("cpu", torch.float32).numpy()
+    logits = values.to("cpu", torch.float32).numpy()
+    logits.setflags(write=False)  # Callers with equal rows get the same arrays.
+    return logits

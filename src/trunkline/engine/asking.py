@@ -1,0 +1,143 @@
+"""A request that was sent, and its answers as they come: for threads, and for event loops."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
+from queue import SimpleQueue
+from typing import TypeAlias
+
+from trunkline.core.errors import TrunklineError
+from trunkline.engine.answers import TaskAnswer, task_answers
+from trunkline.engine.encoding import EncodedRequest
+from trunkline.engine.loop import Loop, Part, Request
+
+_Event: TypeAlias = Part | TrunklineError | None
+
+
+class Parts(Iterator[Part]):
+    """The parts of a request; closing it early, or letting go of it, cancels what is left."""
+
+    def __init__(self, loop: Loop, encoded: EncodedRequest, *, caller: str = "", deadline: float | None = None) -> None:
+        """Send the request.
+
+        Args:
+            loop: Runs it.
+            encoded: What is asked.
+            caller: Who asks.
+            deadline: On the loop's clock.
+
+        Raises:
+            QueueFullError: There is no room; nothing was queued.
+            ClosedError: The loop was closed.
+        """
+        self.encoded = encoded
+        self._loop = loop
+        self._ended = False
+        self._events: SimpleQueue[_Event] = SimpleQueue()
+        self._request = _request(encoded, self._events.put, caller, deadline)
+        loop.submit(self._request)
+
+    def __next__(self) -> Part:
+        """Wait for the next part."""
+        if self._ended:
+            raise StopIteration
+        event = self._events.get()
+        self._ended = not isinstance(event, Part)
+        if event is None:
+            raise StopIteration
+        return _part(event)
+
+    def close(self) -> None:
+        """Cancel what is left."""
+        self._ended = True
+        self._loop.cancel(self._request)
+
+    def __del__(self) -> None:
+        """Nobody will read the rest."""
+        if hasattr(self, "_request"):
+            self.close()
+
+
+class Answers(Iterator[TaskAnswer]):
+    """Answers one by one; closing it early, or letting go of it, cancels what is left."""
+
+    def __init__(self, parts: Parts) -> None:
+        """Read what was sent.
+
+        Args:
+            parts: The request's.
+        """
+        self._parts = parts
+        self._ready: deque[TaskAnswer] = deque()
+
+    def __next__(self) -> TaskAnswer:
+        """Wait for the next answer."""
+        while not self._ready:
+            self._ready.extend(task_answers(self._parts.encoded, next(self._parts)))
+        return self._ready.popleft()
+
+    def close(self) -> None:
+        """Cancel what is left."""
+        self._ready.clear()
+        self._parts.close()
+
+
+class AsyncAnswers(AsyncIterator[TaskAnswer]):
+    """As `Answers`, without blocking the event loop that it was made in."""
+
+    def __init__(self, loop: Loop, encoded: EncodedRequest, *, caller: str = "", deadline: float | None = None) -> None:
+        """Send the request; arguments and errors as of `Parts`."""
+        self._encoded = encoded
+        self._loop = loop
+        self._events: asyncio.Queue[_Event] = asyncio.Queue()
+        self._ready: deque[TaskAnswer] = deque()
+        self._ended = False
+        here = asyncio.get_running_loop()
+        events = self._events
+
+        def deliver(event: _Event) -> None:
+            with suppress(RuntimeError):  # The event loop was closed: nobody waits any more.
+                here.call_soon_threadsafe(events.put_nowait, event)
+
+        self._request = _request(encoded, deliver, caller, deadline)
+        loop.submit(self._request)
+
+    async def __anext__(self) -> TaskAnswer:
+        """Wait for the next answer."""
+        while not self._ready:
+            if self._ended:
+                raise StopAsyncIteration
+            try:
+                event = await self._events.get()
+            except asyncio.CancelledError:
+                await self.aclose()
+                raise
+            self._ended = not isinstance(event, Part)
+            if event is not None:
+                self._ready.extend(task_answers(self._encoded, _part(event)))
+        return self._ready.popleft()
+
+    async def aclose(self) -> None:
+        """Cancel what is left."""
+        self._ready.clear()
+        self._ended = True
+        self._loop.cancel(self._request)
+
+    def __del__(self) -> None:
+        """Nobody will read the rest."""
+        if hasattr(self, "_request"):
+            self._loop.cancel(self._request)
+
+
+def _request(
+    encoded: EncodedRequest, deliver: Callable[[_Event], None], caller: str, deadline: float | None
+) -> Request:
+    trunk = encoded.snapshot.trunk
+    return Request(trunk, encoded.rows, encoded.asked, deliver=deliver, caller=caller, deadline=deadline)
+
+
+def _part(event: Part | TrunklineError) -> Part:
+    if isinstance(event, TrunklineError):
+        raise event
+    return event
