@@ -12,7 +12,7 @@ from trunkline.bundle.served import Range, Served, decode_ranges, encode_ranges
 from trunkline.bundle.store import StoredBranch
 from trunkline.core.errors import BundleError
 from trunkline.engine.backends.observe import find_ranges
-from trunkline.engine.backends.openvino import OpenVinoBackend
+from trunkline.engine.backends.openvino import OpenVinoBackend, available_precisions
 from trunkline.engine.snapshot import Snapshot, load_branch, load_trunk
 from trunkline.engine.weights import WeightStore, to_int8
 from trunkline.model.tensors import write_tensors
@@ -117,3 +117,24 @@ def test_a_backend_that_does_not_follow_the_gate_computes_in_its_own_precision(t
         for trunk in (stored_trunk(backbone), served)
     )
     assert all(np.array_equal(left, right) for left, right in zip(plain, gated, strict=True))
+
+
+@pytest.mark.skipif("bf16" not in available_precisions(), reason="the processor does not compute in bf16")
+def test_a_branch_accepted_in_fp32_alone_computes_in_it_on_a_bf16_trunk(tmp_path: Path) -> None:
+    backbone, rows, store = backbone_of(), encoded(*TEXTS), WeightStore(tmp_path / "served")
+    backend = OpenVinoBackend(precision="bf16", as_gated=True, n_threads=1, store=store)
+    trunk = load_trunk(replace(stored_trunk(backbone), served=Served("bf16")), backend, exits={1, 2})
+    exact = OpenVinoBackend(n_threads=1, store=store)
+    expected = load_trunk(stored_trunk(backbone), exact, exits={1, 2})
+    errors: dict[str, float] = {}
+    for precision in ("fp32", "bf16"):
+        for task in ("intent", "mood", "slots"):
+            branch = replace(stored_branch(task, backbone), served=Served(precision))
+            logits = [
+                np.concatenate(
+                    run_all(user, Snapshot(on, {task: load_branch(branch, backbone.config, user)}), rows)[task]
+                )
+                for user, on in ((backend, trunk), (exact, expected))
+            ]
+            errors[precision] = errors.get(precision, 0.0) + float(np.abs(logits[0] - logits[1]).mean())
+    assert 0 < errors["fp32"] < errors["bf16"]
