@@ -87,8 +87,8 @@ class Engine:
             path: The bundle's folder.
             tasks: Which branches to read, so that a damaged one elsewhere is no hindrance, and the trunk only as deep
                 as they need; None reads all.
-            backend: As from `choose_backend`. None serves a bundle in what its gate accepted (`trunkline quantize`), and
-                otherwise in the fastest precision that the machine has.
+            backend: As from `choose_backend`. None serves a bundle in what its gate accepted, and otherwise in the
+                fastest precision that the machine has.
             limits: Of a step and of the queue.
             cache_bytes: How much memory answers to texts may take that are asked again; 0 keeps none.
 
