@@ -75,7 +75,7 @@ def measure(*, quick: bool, out: Path) -> Measured:  # noqa: ARG001 - every benc
         },
         details={
             "tasks": rows,
-            "bundle": {"digest": bundle.manifest.digest, "backbone": bundle.manifest.backbone},
+            "bundle": {"trunk": bundle.manifest.trunk.chain[-1], "backbone": bundle.manifest.backbone},
             "compared": "torch: trunkline.model in fp32, each row alone; the engine: rows in batches of its own making",
             "equal": "the same label; of a tagger the same tag for every word of the row",
         },
