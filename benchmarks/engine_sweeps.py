@@ -13,7 +13,7 @@ from benchmarks.peers.texts import texts
 
 IN_FLIGHT = (1, 4, 16, 64)
 ASKED = (1, 5, 10, 21)
-ON_TRUNK = (1, 5, 10, 21, 30, 40, 50)
+ON_TRUNK = (1, 10, 21, 35, 50)
 LENGTHS = (16, 32, 64, 128, 256)
 N_ROWS_OF_LENGTH = 8
 N_ROUNDS = 3

@@ -21,6 +21,9 @@ from benchmarks.peers.texts import source, texts
 from benchmarks.peers.tokens import encode, read_tokenizer
 
 QUICK_PEERS = ("openvino-bf16",)
+PEERS = (
+    "openvino-bf16", "openvino-bf16-lanes", "torch-bf16", "onnxruntime-int8", "students-bf16", "joint-bf16",
+)  # fmt: skip
 N_SINGLES_IN_FLIGHT = 8
 """Texts that are asked one after the other where one is in flight."""
 TAGGERS = tuple(task.name for task in XIAOAI21 if task.kind == "tagging")
@@ -31,11 +34,10 @@ def measure(*, quick: bool, out: Path) -> Measured:  # noqa: ARG001 - every benc
     """Memory first, in processes of their own; then everyone in this one, alternating."""
     memory = {"trunkline": measured_apart("xiaoai21")}
     if not quick:
-        for name in ("openvino-bf16", "openvino-bf16-lanes"):
-            memory[name] = measured_apart(name, n_models=2)
+        memory["openvino-bf16"] = measured_apart("openvino-bf16", n_models=2)
     race = Race.open(XIAOAI21, further=FURTHER[: max(MORE)] if quick else FURTHER, n_models=2)
-    race.invite(QUICK_PEERS if quick else None)
-    n_rounds = 3 if quick else 7
+    race.invite(QUICK_PEERS if quick else PEERS)
+    n_rounds = 3 if quick else 5
     asked = texts(32, 0)
     lines = _Lines(asked)
     print("measuring", flush=True)

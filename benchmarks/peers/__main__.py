@@ -23,8 +23,10 @@ from benchmarks.peers.texts import source, texts
 from benchmarks.peers.tokens import encode, padded, read_tokenizer
 from benchmarks.peers.torch_peer import reference_runner, torch_singles
 
-TOLERANCE = {"f32": 1e-3, "bf16": 0.05}
-"""Largest difference of a logit to torch fp32; of int8 it is told, not judged."""
+TOLERANCE = {"f32": 1e-3, "bf16": 0.03}
+"""Root mean square of the differences to torch fp32, as a share of the logits' standard deviation. bf16 has 8 bits:
+each of 12 layers rounds to 0.2 to 0.4%, and single logits may be off by several times the root mean square. Of int8 it
+is told, not judged."""
 REPEATS = 5
 N_CHECKED = 8
 
@@ -85,7 +87,7 @@ def main() -> None:
         gc.collect()
     print(f"load average {os.getloadavg()[0]:.1f} after")
     if failures:
-        raise SystemExit(f"differ from torch fp32 by more than {TOLERANCE}: {', '.join(failures)}")
+        raise SystemExit(f"differ from torch fp32 by more than {TOLERANCE} of the logits' size: {', '.join(failures)}")
 
 
 def _arguments() -> argparse.Namespace:
@@ -139,14 +141,19 @@ def _check(contestant: Any, asked: Sequence[str], expected: Answers) -> tuple[st
         found = contestant.check(asked[:N_CHECKED])
         changed = found.pop("adapters change the first task by")
         worst = max(found.values())
-        told = f"to each adapter alone in fp32 {worst:.4f} (adapters change logits by {changed:.2f})"
-        return told, worst <= TOLERANCE[contestant.precision]
+        told = f"to each adapter alone in fp32 at most {worst:.4f} (adapters change logits by {changed:.2f})"
+        # a largest difference, not a root mean square: several times as large
+        return told, worst <= 5 * TOLERANCE[contestant.precision] * max(changed, 1.0)
     answers = contestant.answer(asked)
     pairs = [(answers[task][place], row) for task, rows in expected.items() for place, row in enumerate(rows)]
-    worst = max(float(np.abs(ours - theirs).max()) for ours, theirs in pairs)
+    differences = np.concatenate([(ours - theirs).ravel() for ours, theirs in pairs])
     size = float(np.std(np.concatenate([theirs.ravel() for _, theirs in pairs])))
-    told = f"largest difference to torch fp32 {worst:.4f} (logits' standard deviation {size:.2f})"
-    return told, worst <= TOLERANCE.get(contestant.precision, float("inf"))
+    share = float(np.sqrt(np.mean(differences**2))) / size
+    told = (
+        f"to torch fp32: root mean square {100 * share:.2f}% of the logits' standard deviation {size:.2f}, largest "
+        f"{np.abs(differences).max():.4f}"
+    )
+    return told, share <= TOLERANCE.get(contestant.precision, float("inf"))
 
 
 def _megabytes() -> float:

@@ -1,8 +1,8 @@
 """ONNX Runtime: single-task models, fp32 or dynamically quantized to int8.
 
-The graph is written in plain operators and left to the session's own fusions. On 4 layers of 768, 8 x 16 tokens and one
-thread that took less time than the contrib operators that ``onnxruntime.transformers.optimizer`` puts in their place
-(``Attention`` or ``MultiHeadAttention``, ``SkipLayerNormalization``, ``BiasGelu``): its output is 5 to 9% slower here.
+The graph is written in plain operators and left to the session's own fusions. The contrib operators that
+``onnxruntime.transformers.optimizer`` puts in their place bring nothing here: on 4 layers of 768, one thread, processor
+time within 3% either way at 8 x 16 and 32 x 16 tokens.
 """
 
 import gc
@@ -45,7 +45,7 @@ class OnnxRunner:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
             path.write_bytes(model.SerializeToString())
-            # fused, the skip and its norm take longer than apart: 5 to 8% of a whole pass
+            # fused, the skip and its norm take longer than apart: 3% of a pass in fp32, 11 to 14% in int8 (as above)
             self._session = onnxruntime.InferenceSession(
                 str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=["SkipLayerNormFusion"]
             )

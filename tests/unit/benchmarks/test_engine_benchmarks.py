@@ -171,6 +171,7 @@ def result() -> dict[str, Any]:
         "figures": {"speedup_bf16_32": 9.0, "one_task_ratio": 1.2, "unknown": 3.0},
         "details": {
             "n_tasks": 21,
+            "by_processor_time": {"speedup_bf16_32": 9.5},
             "in_flight_32": {"trunkline": row},
             "in_flight_1": {"n_texts": 8, "trunkline": row},
             "profile": {"ms": {"masks": 0.4}, "share": {"masks": 0.001}},
@@ -181,8 +182,8 @@ def result() -> dict[str, Any]:
 
 def test_the_table_says_what_is_met() -> None:
     table = engine_report.markdown_table(result())
-    assert "| `speedup_bf16_32` | 9 | at least 8.5 | met |" in table
-    assert "| `one_task_ratio` | 1.2 | at most 1.1 | not met |" in table
+    assert "| `speedup_bf16_32` | 9 | 9.5 | at least 8.5 | met |" in table
+    assert "| `one_task_ratio` | 1.2 |  | at most 1.1 | not met |" in table
     assert "| the engine, all tasks | 400 (390 to 410) | 1.00 | 395 | 50.0 |" in table
     assert "| masks | 0.4 | 0.1% |" in table
     assert "| times | 9.0 |" in table
