@@ -148,8 +148,9 @@ class Engine:
             trunk = after.trunk.twin()
             for task in changed:
                 replay(bundle.branch(task), after.branches[task], trunk, self.backend)
-            fresh = [after.branches[task] for task in changed]
-            warm(self.backend, trunk, fresh, self._limits)
+            if set(after.trunk.segments) <= set(before.trunk.segments):
+                trunk = trunk.without_layers()  # They are warm; a new branch is warmed on what the embeddings give.
+            warm(self.backend, trunk, [after.branches[task] for task in changed], self._limits)
             self.backend.settle()
             self._snapshot = after
         return changed

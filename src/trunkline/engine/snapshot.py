@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
+from typing import Any
 
 from trunkline.bundle.served import form_of, form_of_trunk
 from trunkline.bundle.store import Bundle, StoredBranch, StoredTrunk
@@ -57,6 +58,20 @@ class LoadedTrunk:
         """The same for another thread; weights are shared."""
         segments = tuple(replace(segment, run=segment.run.twin()) for segment in self.segments)
         return replace(self, embed=self.embed.twin(), segments=segments)
+
+    def without_layers(self) -> "LoadedTrunk":
+        """The same shapes at every exit, whatever the values: for warming branches on a trunk that is warm."""
+        return replace(self, segments=tuple(replace(segment, run=_Same()) for segment in self.segments))
+
+
+class _Same:
+    """A program that gives back the states it gets."""
+
+    def __call__(self, *inputs: Any) -> Any:
+        return inputs[0]
+
+    def twin(self) -> "_Same":
+        return self
 
 
 @dataclass(frozen=True, slots=True, eq=False)
