@@ -192,24 +192,32 @@ class Graph:
         return _converted(_times_transposed(rounded, weights), ov.Type.f32, self._element)
 
     def _rows(self, name: str, ids: Value) -> Value:
-        return ops.gather(self._constant(name), ids, ops.constant(np.array(0, _I32)))
+        return ops.gather(self._held(self._arrays[name]), ids, ops.constant(np.array(0, _I32)))
 
     def _part(self, name: str, number: int, *, by_head: bool = False) -> Value:
         """Queries (0), keys (1) or values (2) of stacked weights."""
         width = self._config.width
         part = self._arrays[name][number * width : (number + 1) * width]
         shape = (self._config.n_heads, self._head_width, width) if by_head else part.shape
-        return self._shared(part.reshape(shape))
+        return self._held(part.reshape(shape)) if by_head else self._shared(part)
 
     def _add(self, values: Value, name: str, number: int) -> Value:
         width = self._config.width
-        return ops.add(values, self._shared(self._arrays[name][number * width : (number + 1) * width]))
+        return ops.add(values, self._held(self._arrays[name][number * width : (number + 1) * width]))
 
     def _constant(self, name: str) -> Value:
-        return self._shared(self._arrays[name])
+        array = self._arrays[name]
+        return self._shared(array) if array.ndim > 1 else self._held(array)
 
     def _number(self, value: float) -> Value:
         return ops.convert(ops.constant(np.float32(value)), self._element.get_type_name())
+
+    def _held(self, array: np.ndarray) -> Value:
+        """Weights that the runtime reads as they are, never packed: in memory of its own.
+
+        Mapped pages that are idle for seconds may be taken back by the kernel, and a later batch would wait for them.
+        """
+        return ops.constant(ov.Tensor(array, list(array.shape), _ELEMENTS[array.dtype.name]), shared_memory=False)
 
     def _shared(self, array: np.ndarray) -> Value:
         element = _ELEMENTS[array.dtype.name]
