@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from benchmarks.pages import measured_by, publish
+from benchmarks.pages import measured_by, picture, publish
 
 NAMES = {
     "free_depth": "students at any exit, chosen on the selection rows",
@@ -45,20 +45,14 @@ def markdown_table(result: dict[str, Any]) -> str:
 
 def draw(result: dict[str, Any], path: Path) -> None:
     """The gain of each option with its interval over tasks; dots are tasks."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
     details = result["details"]
     names = sorted(details["gains"], key=lambda name: result["figures"][f"{name}_gain"])
-    figure, axes = plt.subplots(figsize=(9, 0.45 * len(names) + 1.2), layout="constrained")
-    for place, name in enumerate(names):
-        gain, half = result["figures"][f"{name}_gain"], details["half_widths"][name] or 0.0
-        axes.errorbar([gain], [place], xerr=[half], fmt="o", color="tab:blue", capsize=3)
-        axes.plot(details["gains"][name], [place] * len(details["gains"][name]), "k.", markersize=4, alpha=0.6)
-    axes.axvline(0, color="black", linewidth=1)
-    axes.set_yticks(range(len(names)), [NAMES[name] for name in names], fontsize=8)
-    axes.set_xlabel("points gained on dev; bars: 95% interval over tasks, dots: tasks")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    with picture(path, width=9, height=0.45 * len(names) + 1.2) as figure:
+        axes = figure.subplots()
+        for place, name in enumerate(names):
+            gain, half = result["figures"][f"{name}_gain"], details["half_widths"][name] or 0.0
+            axes.errorbar([gain], [place], xerr=[half], fmt="o", color="tab:blue", capsize=3)
+            axes.plot(details["gains"][name], [place] * len(details["gains"][name]), "k.", markersize=4, alpha=0.6)
+        axes.axvline(0, color="black", linewidth=1)
+        axes.set_yticks(range(len(names)), [NAMES[name] for name in names], fontsize=8)
+        axes.set_xlabel("points gained on dev; bars: 95% interval over tasks, dots: tasks")

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from benchmarks.pages import half_width, measured_by, publish
+from benchmarks.pages import half_width, measured_by, picture, publish
 
 
 def write_page(path: Path) -> None:
@@ -44,27 +44,25 @@ def markdown_table(result: dict[str, Any]) -> str:
 
 def draw(result: dict[str, Any], path: Path) -> None:
     """Full fine-tuning and the bundle's own answers, by task."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
     tasks = result["details"]["tasks"]
     places = range(len(tasks))
-    figure, axes = plt.subplots(figsize=(11, 4), layout="constrained")
-    axes.bar(
-        [i - 0.2 for i in places], [row["full"] for row in tasks], width=0.4, label="full fine-tuning", color="0.7"
-    )
-    axes.bar(
-        [i + 0.2 for i in places], [row["mixed"] for row in tasks], width=0.4, label="one bundle", color="tab:blue"
-    )
-    for i, row in enumerate(tasks):
-        axes.annotate(
-            f"{row['exit_layer']}+{row['own_layers']}", (i + 0.2, row["mixed"]), ha="center", va="bottom", fontsize=7
+    with picture(path, width=11, height=4) as figure:
+        axes = figure.subplots()
+        axes.bar(
+            [i - 0.2 for i in places], [row["full"] for row in tasks], width=0.4, label="full fine-tuning", color="0.7"
         )
-    axes.set_xticks(list(places), [row["task"] for row in tasks], rotation=25, ha="right")
-    axes.set_ylabel("dev metric, points")
-    axes.set_title("assistant12: all-MiniLM-L6-v2; above the bars: exit layer + own layers")
-    figure.legend(ncols=2, fontsize=8, loc="outside lower center")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+        axes.bar(
+            [i + 0.2 for i in places], [row["mixed"] for row in tasks], width=0.4, label="one bundle", color="tab:blue"
+        )
+        for i, row in enumerate(tasks):
+            axes.annotate(
+                f"{row['exit_layer']}+{row['own_layers']}",
+                (i + 0.2, row["mixed"]),
+                ha="center",
+                va="bottom",
+                fontsize=7,
+            )
+        axes.set_xticks(list(places), [row["task"] for row in tasks], rotation=25, ha="right")
+        axes.set_ylabel("dev metric, points")
+        axes.set_title("assistant12: all-MiniLM-L6-v2; above the bars: exit layer + own layers")
+        figure.legend(ncols=2, fontsize=8, loc="outside lower center")

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.assistant12_run import SETS
 from benchmarks.harness import DATA, Benchmark, Measured
-from benchmarks.pages import measured_by, publish
+from benchmarks.pages import measured_by, picture, publish
 from benchmarks.sets import Set
 from trunkline.bundle.manifest import MANIFEST_NAME
 from trunkline.bundle.store import Bundle, open_bundle
@@ -141,24 +141,18 @@ def markdown_table(result: dict[str, Any]) -> str:
 
 def draw(result: dict[str, Any], path: Path) -> None:
     """Disagreement by task."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
     tasks = result["details"]["tasks"]
     places = range(len(tasks))
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained", sharey=True)
-    left.barh(places, [row["largest_difference"] for row in tasks], color="tab:blue")
-    left.axvline(1e-4, color="0.3", linestyle="--")
-    left.set_xscale("log")
-    left.set_xlabel("largest difference of a logit, fp32 to torch")
-    right.barh(places, [100 * (1 - row["n_equal"] / row["n_rows"]) for row in tasks], color="tab:blue")
-    right.axvline(0.5, color="0.3", linestyle="--")
-    right.set_xlabel("rows with another answer in bf16, %")
-    left.set_yticks(list(places), [f"{row['task']} ({row['n_rows']})" for row in tasks], fontsize=8)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    with picture(path, width=11, height=4) as figure:
+        left, right = figure.subplots(1, 2, sharey=True)
+        left.barh(places, [row["largest_difference"] for row in tasks], color="tab:blue")
+        left.axvline(1e-4, color="0.3", linestyle="--")
+        left.set_xscale("log")
+        left.set_xlabel("largest difference of a logit, fp32 to torch")
+        right.barh(places, [100 * (1 - row["n_equal"] / row["n_rows"]) for row in tasks], color="tab:blue")
+        right.axvline(0.5, color="0.3", linestyle="--")
+        right.set_xlabel("rows with another answer in bf16, %")
+        left.set_yticks(list(places), [f"{row['task']} ({row['n_rows']})" for row in tasks], fontsize=8)
 
 
 BENCHMARK = Benchmark(

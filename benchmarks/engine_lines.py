@@ -9,7 +9,7 @@ from openvino import opset13 as ops
 
 from benchmarks.engine_rounds import Run
 from benchmarks.engine_shapes import OwnLayers, n_whole_layers
-from trunkline.engine.weights import to_bits
+from trunkline.model.tensors import to_bits
 
 WIDTH, FFN = 768, 3072
 _LAYER = ((3 * WIDTH, WIDTH), (WIDTH, WIDTH), (FFN, WIDTH), (WIDTH, FFN))

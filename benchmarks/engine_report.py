@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.pages import measured_by, publish
+from benchmarks.pages import measured_by, picture, publish
 
 WHAT = {
     "trunkline": "the engine, all tasks",
@@ -110,22 +110,15 @@ def _sweep(name: str, points: list[Mapping[str, float]]) -> list[str]:
 
 def draw(result: Mapping[str, Any], path: Path) -> None:
     """Everyone's time at 32 in flight, and the sweeps."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
     details = result["details"]
     sweeps = details.get("sweeps", {})
-    figure = plt.figure(figsize=(11, 8 if sweeps else 5), layout="constrained")
-    top, *below = figure.subfigures(2 if sweeps else 1, 1, squeeze=False)[:, 0]
-    _bars(top.subplots(), details["in_flight_32"])
-    if sweeps:
-        for axes, (name, points) in zip(below[0].subplots(1, len(sweeps)), sweeps.items(), strict=True):
-            _lines(axes, name, points)
-    top.suptitle(f"{result['name']}: {details['n_tasks']} tasks on {details['n_texts']} texts in flight")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    with picture(path, width=11, height=8 if sweeps else 5) as figure:
+        top, *below = figure.subfigures(2 if sweeps else 1, 1, squeeze=False)[:, 0]
+        _bars(top.subplots(), details["in_flight_32"])
+        if sweeps:
+            for axes, (name, points) in zip(below[0].subplots(1, len(sweeps)), sweeps.items(), strict=True):
+                _lines(axes, name, points)
+        top.suptitle(f"{result['name']}: {details['n_tasks']} tasks on {details['n_texts']} texts in flight")
 
 
 def _bars(axes: Any, rows: Mapping[str, Mapping[str, float]]) -> None:

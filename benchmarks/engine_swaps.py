@@ -17,7 +17,7 @@ from benchmarks.engine_agreement import real_bundle
 from benchmarks.engine_contestant import EngineContestant
 from benchmarks.engine_memory import resident_megabytes
 from benchmarks.harness import Benchmark, Measured
-from benchmarks.pages import measured_by, publish
+from benchmarks.pages import measured_by, picture, publish
 from benchmarks.peers.texts import texts
 from trunkline.bundle.merge import replace
 from trunkline.bundle.store import StoredBranch, open_bundle, write_branch
@@ -311,18 +311,12 @@ def markdown_table(result: dict[str, Any]) -> str:
 
 def draw(result: dict[str, Any], path: Path) -> None:
     """What each swap took."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(8, 3), layout="constrained")
-    axes.plot(result["details"]["swap_seconds"]["rounds"], ".", color="tab:blue")
-    axes.set_ylim(bottom=0)
-    axes.set_xlabel("swap")
-    axes.set_ylabel("seconds, under load")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    with picture(path, width=8, height=3) as figure:
+        axes = figure.subplots()
+        axes.plot(result["details"]["swap_seconds"]["rounds"], ".", color="tab:blue")
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("swap")
+        axes.set_ylabel("seconds, under load")
 
 
 BENCHMARK = Benchmark(

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from benchmarks.harness import RESULTS, ROOT
-from benchmarks.pages import half_width, measured_by, replace_between
+from benchmarks.pages import half_width, measured_by, picture, replace_between
 
 PAGE = ROOT / "docs" / "benchmarks" / "first-light.md"
 PAGES = (PAGE, ROOT / "README.md")
@@ -96,11 +96,6 @@ def markdown_protocol(result: dict[str, Any]) -> str:
 
 def draw(result: dict[str, Any], path: Path) -> None:
     """Bars of each arm by task, seeds as dots."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
     tasks = result["details"]["tasks"]
     arms = [
         ("full", "full fine-tuning"),
@@ -109,19 +104,18 @@ def draw(result: dict[str, Any], path: Path) -> None:
         ("2", "l = 2"),
         ("1", "l = 1"),
     ]
-    figure, axes = plt.subplots(figsize=(11, 4.2), layout="constrained")
-    for position, (key, label) in enumerate(arms):
-        cells = [row[key] if key in row else row["students"][key] for row in tasks]
-        places = [i + (position - 2) * 0.16 for i in range(len(tasks))]
-        axes.bar(places, [cell["mean"] for cell in cells], width=0.15, label=label)
-        for place, cell in zip(places, cells, strict=True):
-            axes.plot([place] * len(cell["dev_metrics"]), cell["dev_metrics"], "k.", markersize=3)
-    axes.set_xticks(range(len(tasks)), [row["task"] for row in tasks], rotation=20, ha="right")
-    axes.set_ylabel("dev metric, points")
-    axes.set_title("first-light: all-MiniLM-L6-v2, mean over seeds (dots: seeds)")
-    figure.legend(ncols=5, fontsize=8, loc="outside lower center")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    with picture(path, width=11, height=4.2) as figure:
+        axes = figure.subplots()
+        for position, (key, label) in enumerate(arms):
+            cells = [row[key] if key in row else row["students"][key] for row in tasks]
+            places = [i + (position - 2) * 0.16 for i in range(len(tasks))]
+            axes.bar(places, [cell["mean"] for cell in cells], width=0.15, label=label)
+            for place, cell in zip(places, cells, strict=True):
+                axes.plot([place] * len(cell["dev_metrics"]), cell["dev_metrics"], "k.", markersize=3)
+        axes.set_xticks(range(len(tasks)), [row["task"] for row in tasks], rotation=20, ha="right")
+        axes.set_ylabel("dev metric, points")
+        axes.set_title("first-light: all-MiniLM-L6-v2, mean over seeds (dots: seeds)")
+        figure.legend(ncols=5, fontsize=8, loc="outside lower center")
 
 
 def _trials(trials: Sequence[tuple[int, float]]) -> str:

@@ -1,15 +1,19 @@
 """What the pages of results share: the text between two marks, intervals, and the line that says what measured them."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import stdev
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from benchmarks.harness import RESULTS, ROOT
 from trunkline.train.spec import RunRecord
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PAGES = ROOT / "docs" / "benchmarks"
 
@@ -42,6 +46,22 @@ def publish(
     links = [f"![{each.removesuffix('.png')}](../../benchmarks/results/{each})" for each in found]
     marks = (f"<!-- table: {name} -->", "<!-- end of table -->")
     replace_between(PAGES / f"{name}.md", marks, "\n\n".join((shown, *links)))
+
+
+@contextmanager
+def picture(path: Path, *, width: float, height: float) -> "Iterator[Figure]":
+    """A figure to draw into, which is written when it is done.
+
+    Args:
+        path: Where the picture goes.
+        width: In inches.
+        height: In inches.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    yield figure
+    figure.savefig(path, dpi=110)
 
 
 def replace_between(page: Path, marks: tuple[str, str], content: str) -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from benchmarks.pages import measured_by, publish
+from benchmarks.pages import measured_by, picture, publish
 
 
 def write_page(path: Path) -> None:
@@ -42,28 +42,22 @@ def markdown_table(result: dict[str, Any]) -> str:
 
 def draw(result: dict[str, Any], path: Path) -> None:
     """What the search and the grid cost, by task, and the regret."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
     tasks = result["details"]["tasks"]
     names = [row["task"] for row in tasks]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
-    places = range(len(tasks))
-    left.bar([i - 0.2 for i in places], [row["cost"] for row in tasks], width=0.4, label="search")
-    left.bar([i + 0.2 for i in places], [row["grid_cost"] for row in tasks], width=0.4, label="whole grid")
-    left.axhline(1, color="black", linewidth=1, linestyle=":", label="one full fine-tuning")
-    left.set_yscale("log")
-    left.set_ylabel("cost, full fine-tunings (FLOPs)")
-    left.legend(fontsize=8)
-    right.bar(places, [row["regret"] for row in tasks], width=0.5)
-    right.axhline(0, color="black", linewidth=1)
-    right.set_ylabel("regret on dev, points")
-    for axes in (left, right):
-        axes.set_xticks(list(places), names, rotation=20, ha="right")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    with picture(path, width=10, height=3.6) as figure:
+        left, right = figure.subplots(1, 2)
+        places = range(len(tasks))
+        left.bar([i - 0.2 for i in places], [row["cost"] for row in tasks], width=0.4, label="search")
+        left.bar([i + 0.2 for i in places], [row["grid_cost"] for row in tasks], width=0.4, label="whole grid")
+        left.axhline(1, color="black", linewidth=1, linestyle=":", label="one full fine-tuning")
+        left.set_yscale("log")
+        left.set_ylabel("cost, full fine-tunings (FLOPs)")
+        left.legend(fontsize=8)
+        right.bar(places, [row["regret"] for row in tasks], width=0.5)
+        right.axhline(0, color="black", linewidth=1)
+        right.set_ylabel("regret on dev, points")
+        for axes in (left, right):
+            axes.set_xticks(list(places), names, rotation=20, ha="right")
 
 
 def _mean(arm: dict[str, Any]) -> str:

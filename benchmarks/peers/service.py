@@ -1,7 +1,7 @@
 """What every contestant can be asked, and the part that all of them share: tokens in, sub-batches, answers in order."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypeAlias
 
@@ -172,6 +172,3 @@ class _Work:
     def _empty(self) -> Answers:
         blank = np.empty(0, dtype=np.float32)
         return {task.name: [blank] * len(self._rows) for task in self._runner.tasks}
-
-
-Builder: TypeAlias = Callable[[], Contestant]
