@@ -1,4 +1,4 @@
-"""The selection slice: the part of train that choices are made on (design.md, Selection)."""
+"""Seeded samples, and the selection slice: the part of train that choices are made on (design.md, Selection)."""
 
 from collections.abc import Sequence
 
@@ -26,7 +26,7 @@ def selection_slice(train: Sequence[Example]) -> tuple[list[Example], list[Examp
     labelled = [i for i, example in enumerate(train) if example.target is not None]
     half = len(labelled) // 2
     n_slice = min(max(MIN_SELECTION_ROWS, round(SELECTION_SHARE * len(labelled))), half)
-    chosen = {labelled[i] for i in np.random.default_rng(0).permutation(len(labelled))[:n_slice]}
+    chosen = {labelled[i] for i in sample_indices(len(labelled), n_slice)}
     inputs = {(train[i].text, train[i].text_pair) for i in chosen}
     repeats = [i for i in labelled if i not in chosen and (train[i].text, train[i].text_pair) in inputs]
     chosen.update(repeats[: half - n_slice])
@@ -34,3 +34,15 @@ def selection_slice(train: Sequence[Example]) -> tuple[list[Example], list[Examp
         [example for i, example in enumerate(train) if i not in chosen],
         [example for i, example in enumerate(train) if i in chosen],
     )
+
+
+def sample_indices(n_rows: int, count: int | None) -> list[int]:
+    """A seeded sample of rows by their number alone, ascending; a larger one contains the smaller ones.
+
+    Args:
+        n_rows: Of how many.
+        count: How many; None takes all, as does a count that is no less than there are.
+    """
+    if count is None or count >= n_rows:
+        return list(range(n_rows))
+    return sorted(np.random.default_rng(0).permutation(n_rows)[:count].tolist())

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 import msgspec
-import numpy as np
 
 from trunkline.bundle.manifest import MANIFEST_NAME, Manifest, ServedPrecision, TaskGate, TrunkGate, check_manifest
 from trunkline.bundle.merge import locked, require_inside, swap_manifest
@@ -18,6 +17,7 @@ from trunkline.core.errors import BundleError, SpecError
 from trunkline.core.specs import Metric, Spec, TaskSpec
 from trunkline.core.types import Example
 from trunkline.data.read import read_part
+from trunkline.data.split import sample_indices
 from trunkline.engine.backends.base import Backend
 from trunkline.engine.backends.choose import choose_backend
 from trunkline.engine.engine import Engine
@@ -108,6 +108,16 @@ class _Choice:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class _OnTrunk:
+    """What the trunk is served in, on how many texts its ranges were found, and what tasks reach on it."""
+
+    served: Served
+    n_texts: int
+    points: Mapping[str, float]
+    refused: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class _Judge:
     """Bundle and rows, read once."""
 
@@ -190,43 +200,26 @@ def quantize(
     judge = _read(bundle, tasks, request.rows)
     on_step("measuring in fp32")
     fp32 = judge.points(Served(), dict.fromkeys(judge.branches, Served()), choose_backend("openvino", precision="fp32"))
-    trunk, n_texts = judge.served(request.precision) if judges_trunk else (judge.trunk.served, 0)
-    for candidate in _less_and_less(trunk) if judges_trunk else (trunk,):
-        trunk = candidate
-        on_step(f"measuring with the trunk in {_described(trunk)}")
-        on_trunk = judge.points(trunk, dict.fromkeys(judge.branches, Served("fp32")), narrow)
-        refused = tuple(task for task in fp32 if fp32[task] - on_trunk[task] > request.max_loss)
-        if not refused:
-            break
-    chosen: dict[str, _Choice] = {}
-    if not (refused and judges_trunk):
-        for task in fp32.keys() - set(refused):
-            chosen[task] = _Choice(Served("fp32"), on_trunk[task])
-        least = {task: fp32[task] - request.max_loss for task in chosen}
-        for precision in _CANDIDATES[request.precision]:
-            waits = any(choice.served.precision == "fp32" for choice in chosen.values())
-            if waits and precision in {"int8", narrow.precision}:
-                on_step(f"measuring with branches in {precision}")
-                chosen |= _passed(judge, trunk, least, chosen, precision, narrow)
+    trunk = _judge_trunk(judge, request, fp32, narrow, candidates=judges_trunk, on_step=on_step)
+    accepted = not (trunk.refused and judges_trunk)
+    chosen = _choose_branches(judge, request, fp32, narrow, trunk=trunk, on_step=on_step) if accepted else {}
     report = QuantizeReport(
         path=str(path),
         precision=request.precision,
-        trunk=_described(trunk),
+        trunk=_described(trunk.served),
         max_loss=request.max_loss,
-        n_texts=n_texts,
-        refused=refused,
-        tasks=tuple(_task(judge, task, fp32[task], on_trunk[task], chosen.get(task)) for task in fp32),
+        n_texts=trunk.n_texts,
+        refused=trunk.refused,
+        tasks=tuple(_task(judge, task, fp32[task], trunk.points[task], chosen.get(task)) for task in fp32),
     )
     if chosen:
-        _write(bundle, report, trunk if judges_trunk else None, chosen)
+        _write(bundle, report, trunk.served if judges_trunk else None, chosen)
     return report
 
 
 def sample(rows: Sequence[ItemT], count: int | None) -> list[ItemT]:
     """A seeded sample of rows in their order; all of them for None, or where there are no more."""
-    if count is None or count >= len(rows):
-        return list(rows)
-    return [rows[number] for number in sorted(np.random.default_rng(0).permutation(len(rows))[:count].tolist())]
+    return [rows[number] for number in sample_indices(len(rows), count)]
 
 
 def _check(manifest: Manifest, tasks: Sequence[TaskSpec], request: QuantizeRequest) -> bool:
@@ -244,6 +237,46 @@ def _check(manifest: Manifest, tasks: Sequence[TaskSpec], request: QuantizeReque
     if not tasks:
         raise SpecError("quantize: no task was given; tasks are what precision is judged by; name task files")
     return not missing
+
+
+def _judge_trunk(
+    judge: _Judge,
+    request: QuantizeRequest,
+    fp32: Mapping[str, float],
+    backend: Backend,
+    *,
+    candidates: bool,
+    on_step: Callable[[str], None],
+) -> _OnTrunk:
+    """The first candidate that no task refuses, or the last one; without candidates the trunk as it is served."""
+    trunk, n_texts = judge.served(request.precision) if candidates else (judge.trunk.served, 0)
+    for served in _less_and_less(trunk) if candidates else (trunk,):
+        on_step(f"measuring with the trunk in {_described(served)}")
+        points = judge.points(served, dict.fromkeys(judge.branches, Served("fp32")), backend)
+        refused = tuple(task for task in fp32 if fp32[task] - points[task] > request.max_loss)
+        if not refused:
+            break
+    return _OnTrunk(served, n_texts, points, refused)
+
+
+def _choose_branches(
+    judge: _Judge,
+    request: QuantizeRequest,
+    fp32: Mapping[str, float],
+    backend: Backend,
+    *,
+    trunk: _OnTrunk,
+    on_step: Callable[[str], None],
+) -> dict[str, _Choice]:
+    """The narrowest precision in which each task that accepted the trunk keeps to its least points."""
+    chosen = {task: _Choice(Served("fp32"), trunk.points[task]) for task in fp32 if task not in trunk.refused}
+    least = {task: fp32[task] - request.max_loss for task in chosen}
+    for precision in _CANDIDATES[request.precision]:
+        waits = any(choice.served.precision == "fp32" for choice in chosen.values())
+        if waits and precision in {"int8", backend.precision}:
+            on_step(f"measuring with branches in {precision}")
+            chosen |= _passed(judge, trunk.served, least, chosen, precision, backend)
+    return chosen
 
 
 def _less_and_less(trunk: Served) -> Iterator[Served]:

@@ -12,7 +12,7 @@ from trunkline.core.specs import DataSpec, Selection, TaskSpec, spec_digest
 from trunkline.core.types import Encoded, Example
 from trunkline.data.labels import label_index, labels_of, unseen_labels
 from trunkline.data.read import read_part
-from trunkline.data.split import selection_slice
+from trunkline.data.split import sample_indices, selection_slice
 from trunkline.data.tokenize import Tokenizer, word_positions
 from trunkline.train.losses import NO_LABEL
 
@@ -79,7 +79,7 @@ class Split:
         """A seeded sample in the order of the rows; a larger one contains the smaller ones. None takes all."""
         if n_rows is None or n_rows >= len(self):
             return self
-        return self.take(sorted(np.random.default_rng(0).permutation(len(self))[:n_rows]))
+        return self.take(sample_indices(len(self), n_rows))
 
     @property
     def lengths(self) -> np.ndarray:
