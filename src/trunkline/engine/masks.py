@@ -7,9 +7,9 @@ import numpy as np
 
 from trunkline.engine.layout import Layout
 from trunkline.model.relative import relative_buckets
+from trunkline.model.tensors import LEAST_BFLOAT16
 
-MASKED = -3.3895313892515355e38
-"""The least bfloat16, finite in float32 too (see `trunkline.model.encoder.MASKED`)."""
+MASKED = LEAST_BFLOAT16
 
 
 class Masks:

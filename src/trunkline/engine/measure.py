@@ -16,6 +16,7 @@ from trunkline.core.types import Encoded
 from trunkline.engine.backends.base import Backend
 from trunkline.engine.runner import Runner
 from trunkline.engine.snapshot import LoadedBranch, LoadedTrunk, load_branch, load_trunk
+from trunkline.engine.warm import made_up_row
 from trunkline.model.backbone import Backbone
 from trunkline.model.config import layers_tensor_shapes
 
@@ -59,7 +60,7 @@ def measure_costs(
         "folded": (branch("folded", "cls", own_layers=1),),
     }
     runner = Runner(backend)
-    rows = [_row(n_tokens, number) for number in range(n_rows)]
+    rows = [made_up_row(n_tokens, token=number) for number in range(n_rows)]
     found = _alternate({name: _pass(runner, trunk, rows, branches) for name, branches in passes.items()}, repeats)
     ms = {name: seconds * 1000 / n_rows for name, seconds in found.items()}
     head_ms = ms["two heads"] - ms["head"]
@@ -148,10 +149,3 @@ def _branch(backbone: Backbone, name: str, pooling: Pooling, *, exit_layer: int,
     # What is prepared for it is kept by this name.
     digest = f"measured-{own_layers}-{pooling}-{backbone.chain[exit_layer + own_layers]}"
     return StoredBranch(spec=spec, tensors=tensors, golden=Golden(inputs=(), logits=()), digest=digest, files={})
-
-
-def _row(n_tokens: int, number: int) -> Encoded:
-    """Rows differ in their first token, so that none is the repeat of another."""
-    ids = np.full(n_tokens, number, dtype=np.int32)
-    nothing = np.zeros(n_tokens, dtype=np.int32)
-    return Encoded(ids, nothing, np.zeros((n_tokens, 2), dtype=np.int32), nothing.astype(np.int8), truncated=False)

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -100,7 +101,7 @@ class Runner:
         return _Lines(self._backend, trunk, needed, layout, states, trunk.masks.lines(layout))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class _Lines:
     """Rows where they lie at one depth of the trunk.
 
@@ -152,7 +153,7 @@ class _Lines:
         lines = self.of(rows)
         places = np.searchsorted(lines.rows, rows)
         if programs.reads == "mean":
-            logits = programs.top(lines.states, lines.bias, *lines.pooling())
+            logits = programs.top(lines.states, lines.bias, *lines.pooling)
             return [logits[place] for place in places.tolist()]
         logits = programs.top(lines.states, lines.bias)
         flat = logits.reshape(-1, logits.shape[-1])
@@ -168,8 +169,9 @@ class _Lines:
             self._padded[key] = (self.backend.take(self.states, index if whole else index[:, :1]), *bias)
         return self._padded[key]
 
+    @cached_property
     def pooling(self) -> tuple[Floats, Floats]:
-        """Which tokens each row has and how many, in the backend's element type."""
+        """Which tokens each row has and how many, in the backend's element type; once for all branches of an exit."""
         n_rows = self.layout.n_rows
         lengths = np.concatenate((self.layout.lengths, np.ones(round_rows(n_rows) - n_rows)))
         encode = self.backend.encode

@@ -36,7 +36,7 @@ def warm(backend: Backend, trunk: LoadedTrunk, branches: Iterable[LoadedBranch],
 
 
 def _run(runner: Runner, trunk: LoadedTrunk, branches: Sequence[LoadedBranch], lengths: Sequence[int]) -> None:
-    rows = [_row(n_tokens, trunk.tokenizer.pad_id) for n_tokens in lengths]
+    rows = [made_up_row(n_tokens, token=trunk.tokenizer.pad_id) for n_tokens in lengths]
     for _ in runner.run(trunk, rows, {branch: np.arange(len(rows)) for branch in branches}):
         pass
 
@@ -72,7 +72,8 @@ def _rows(limits: Limits, longest: int) -> Iterator[list[int]]:
         n_rows = round_rows(n_rows + 1)
 
 
-def _row(n_tokens: int, token: int) -> Encoded:
+def made_up_row(n_tokens: int, *, token: int) -> Encoded:
+    """A row of one token again and again, for runs whose answers nobody reads."""
     ids = np.full(n_tokens, token, dtype=np.int32)
     nothing = np.zeros(n_tokens, dtype=np.int32)
     return Encoded(ids, nothing, np.zeros((n_tokens, 2), dtype=np.int32), nothing.astype(np.int8), truncated=False)

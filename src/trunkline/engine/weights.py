@@ -123,35 +123,6 @@ class WeightStore:
                     path.unlink()
 
 
-def to_bits(values: np.ndarray) -> np.ndarray:
-    """Round float32 to bfloat16, to the nearest, ties to even.
-
-    Returns:
-        uint16 bits of the same shape; NaN stays NaN.
-    """
-    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
-    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-    return np.where(np.isnan(values), 0x7FC0, rounded).astype(np.uint16)
-
-
-def to_int8(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Round weights to whole numbers, each output channel on a scale of its own around 0.
-
-    Args:
-        weights: (out, in) float32.
-
-    Returns:
-        (out, in) int8 from -127 to 127, and (out, 1) float32 scales: their product is about the weights.
-    """
-    scales = np.maximum(np.abs(weights).max(axis=1, keepdims=True) / 127, np.finfo(np.float32).tiny)
-    return np.rint(weights / scales).astype(np.int8), scales.astype(np.float32)
-
-
-def from_bits(bits: np.ndarray) -> np.ndarray:
-    """Bfloat16 bits to float32."""
-    return (bits.astype(np.uint32) << 16).view(np.float32)
-
-
 def _write(arrays: Mapping[str, np.ndarray], file: IO[bytes]) -> str:
     """Write a safetensors file whose data begin on a cache line; returns its SHA-256."""
     header: dict[str, object] = {}

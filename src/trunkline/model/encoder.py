@@ -20,7 +20,7 @@ from trunkline.model.config import Activation, EncoderConfig
 from trunkline.model.folded import mix_first
 from trunkline.model.relative import relative_buckets
 from trunkline.model.shapes import AttentionBiasValues, HiddenStates, Mask, QueryStates, RowIds
-from trunkline.model.tensors import check_tensors
+from trunkline.model.tensors import LEAST_BFLOAT16, check_tensors
 
 ACTIVATIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -28,8 +28,7 @@ ACTIVATIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "silu": F.silu,
 }
-# The least bfloat16 is finite in float32 too, so a bias survives a cast and never makes a NaN out of an empty row.
-MASKED = torch.finfo(torch.bfloat16).min
+MASKED = LEAST_BFLOAT16
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 

@@ -7,6 +7,8 @@ import numpy as np
 from trunkline.core.errors import CheckpointError, NonFiniteError
 
 BFLOAT16 = "BF16"
+LEAST_BFLOAT16 = -3.3895313892515355e38
+"""Finite in float32 too, so an attention bias survives a cast and never makes a NaN out of an empty row."""
 NUMPY_DTYPES: Mapping[str, str] = {
     "F64": "<f8",
     "F32": "<f4",
@@ -112,6 +114,35 @@ def check_tensors(
     return {name: tensors[name] for name in shapes}
 
 
+def to_bits(values: np.ndarray) -> np.ndarray:
+    """Round float32 to bfloat16, to the nearest, ties to even.
+
+    Returns:
+        uint16 bits of the same shape; NaN stays NaN.
+    """
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return np.where(np.isnan(values), 0x7FC0, rounded).astype(np.uint16)
+
+
+def to_int8(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Round weights to whole numbers, each output channel on a scale of its own around 0.
+
+    Args:
+        weights: (out, in) float32.
+
+    Returns:
+        (out, in) int8 from -127 to 127, and (out, 1) float32 scales: their product is about the weights.
+    """
+    scales = np.maximum(np.abs(weights).max(axis=1, keepdims=True) / 127, np.finfo(np.float32).tiny)
+    return np.rint(weights / scales).astype(np.int8), scales.astype(np.float32)
+
+
+def from_bits(bits: np.ndarray) -> np.ndarray:
+    """Bfloat16, which is the upper half of a float32, to float32."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
 def _array(name: str, entry: Mapping[str, object], subject: str) -> np.ndarray:
     dtype, shape, data = entry["dtype"], entry["shape"], entry["data"]
     if not (isinstance(dtype, str) and dtype in NUMPY_DTYPES):
@@ -121,8 +152,7 @@ def _array(name: str, entry: Mapping[str, object], subject: str) -> np.ndarray:
         )
     array: np.ndarray = np.frombuffer(data, dtype=NUMPY_DTYPES[dtype]).reshape(shape)  # type: ignore[call-overload]
     if dtype == BFLOAT16:
-        # bfloat16 is the upper half of a float32.
-        return (array.astype(np.uint32) << 16).view(np.float32)
+        return from_bits(array)
     return _float32(name, array, subject) if array.dtype.kind == "f" else array
 
 

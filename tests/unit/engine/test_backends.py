@@ -26,10 +26,10 @@ from trunkline.engine.backends.choose import choose_backend, describe
 from trunkline.engine.backends.openvino import OpenVinoBackend, available_precisions
 from trunkline.engine.backends.torch import TorchBackend, usable_device
 from trunkline.engine.snapshot import Snapshot
-from trunkline.engine.weights import from_bits, to_bits
 from trunkline.model.backbone import Backbone
 from trunkline.model.config import Activation, Architecture
 from trunkline.model.decode import probabilities
+from trunkline.model.tensors import from_bits, to_bits
 
 LABELS = {"classification": ("a", "b", "c"), "multilabel": ("a", "b"), "regression": (), "tagging": ("O", "B-x", "I-x")}
 LENGTHS = (3, 17, 40, 1, 64, 9, 9)

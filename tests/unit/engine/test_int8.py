@@ -14,8 +14,8 @@ from trunkline.core.errors import BundleError
 from trunkline.engine.backends.observe import find_ranges
 from trunkline.engine.backends.openvino import OpenVinoBackend, available_precisions
 from trunkline.engine.snapshot import Snapshot, load_branch, load_trunk
-from trunkline.engine.weights import WeightStore, to_int8
-from trunkline.model.tensors import write_tensors
+from trunkline.engine.weights import WeightStore
+from trunkline.model.tensors import to_int8, write_tensors
 
 WHOLE = {"attention.qkv", "attention.output", "ffn.up", "ffn.down"}
 

@@ -7,7 +7,7 @@ import torch
 from tests.tiny_bundles import backbone_of
 from trunkline.engine.layout import Layout
 from trunkline.engine.masks import MASKED, Masks
-from trunkline.engine.weights import from_bits, to_bits
+from trunkline.model.tensors import from_bits, to_bits
 from trunkline.model.trunk import Trunk
 
 LENGTHS = (9, 30, 1, 17, 40, 5)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from trunkline.engine.weights import WeightStore, from_bits, to_bits
+from trunkline.engine.weights import WeightStore
+from trunkline.model.tensors import from_bits, to_bits
 
 SOURCE = "a" * 64
 

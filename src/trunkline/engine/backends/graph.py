@@ -13,8 +13,8 @@ import openvino as ov
 from openvino import opset13 as ops
 
 from trunkline.bundle.served import Range
-from trunkline.engine.weights import to_int8
 from trunkline.model.config import EncoderConfig, layer_tensor_name
+from trunkline.model.tensors import to_int8
 
 NO_RANGES: Mapping[str, Range] = MappingProxyType({})
 _I32 = np.int32

@@ -15,9 +15,10 @@ from trunkline.bundle.served import Range
 from trunkline.bundle.store import StoredBranch, StoredTrunk
 from trunkline.core.types import Encoded
 from trunkline.engine.backends.graph import Graph, Value
-from trunkline.engine.backends.openvino import stacked_attention
+from trunkline.engine.backends.openvino import core, stacked_attention
 from trunkline.engine.layout import Layout
 from trunkline.engine.masks import Masks
+from trunkline.model.cost import folds
 
 _ALPHA = 0.75
 """Of SmoothQuant (Xiao et al. 2023, eq. 4): how much of a channel's size goes from the input to the weights. Measured
@@ -56,9 +57,9 @@ def find_ranges(trunk: StoredTrunk, rows: Sequence[Encoded], *, branch: StoredBr
 
 def _run_branch(graph: Graph, branch: StoredBranch, hidden: Value, *, bias: Value, first: Value) -> None:
     own = range(branch.spec.exit_layer, branch.spec.exit_layer + branch.spec.own_layers)
-    folds = branch.spec.kind != "tagging" and branch.spec.pooling == "cls" and len(own) > 0
-    hidden = graph.layers(hidden, bias, own[:-1] if folds else own)
-    if folds:
+    has_folded = len(own) > 0 and folds(branch.spec.kind, branch.spec.pooling)
+    hidden = graph.layers(hidden, bias, own[:-1] if has_folded else own)
+    if has_folded:
         graph.folded(hidden, first, own[-1])
 
 
@@ -71,7 +72,7 @@ def _extremes(
         over = np.arange(len(value.get_output_partial_shape(0)) - 1)
         outputs += [ops.reduce_min(value, over, keep_dims=False), ops.reduce_max(value, over, keep_dims=False)]
     model = ov.Model(outputs, graph.parameters)
-    compiled = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": ov.Type.f32})
+    compiled = core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": ov.Type.f32})
     lows: dict[str, list[np.ndarray]] = defaultdict(list)
     highs: dict[str, list[np.ndarray]] = defaultdict(list)
     for batch in batches:

@@ -14,8 +14,10 @@ from trunkline.bundle.store import StoredBranch, StoredTrunk
 from trunkline.core.errors import SpecError
 from trunkline.engine.backends.base import BackendName, BranchPrograms, Floats, Precision, Program, Reading
 from trunkline.engine.backends.graph import Graph, Value, quantized_weights
-from trunkline.engine.weights import MappedWeights, WeightStore, to_bits
+from trunkline.engine.weights import MappedWeights, WeightStore
 from trunkline.model.config import EncoderConfig, embedding_tensor_shapes, layer_tensor_name, layer_tensor_shapes
+from trunkline.model.cost import folds
+from trunkline.model.tensors import to_bits
 
 PRECISIONS: dict[Precision, ov.Type] = {"fp32": ov.Type.f32, "bf16": ov.Type.bf16}
 _ATTENTION = ("attention.query", "attention.key", "attention.value")
@@ -144,7 +146,7 @@ class OpenVinoBackend:
         weights = self._prepared(branch.digest, branch.tensors, form)
         own = range(spec.exit_layer, spec.exit_layer + spec.own_layers)
         graph = self._graph(config, [weights], form)
-        if spec.kind == "tagging" or spec.pooling == "mean":
+        if not folds(spec.kind, spec.pooling):
             hidden, bias = graph.input(-1, -1, config.width), graph.input(-1, -1, -1, -1)
             states = graph.layers(hidden, bias, own)
             reads: Reading = "tokens"
@@ -200,18 +202,19 @@ class OpenVinoBackend:
     def _program(
         self, model: ov.Model, weights: Sequence[MappedWeights], form: _Form, *, gives_logits: bool = False
     ) -> "_Program":
-        compiled = _core().compile_model(model, "CPU", {**self._options, "INFERENCE_PRECISION_HINT": form.element})
+        compiled = core().compile_model(model, "CPU", {**self._options, "INFERENCE_PRECISION_HINT": form.element})
         return _Program(compiled, compiled.create_infer_request(), tuple(weights), self._element, gives_logits)
 
 
 def available_precisions() -> tuple[Precision, ...]:
     """What the processor computes in with OpenVINO: always fp32, and bf16 where it has instructions for it."""
-    found = _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    found = core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return ("fp32", "bf16") if "BF16" in found else ("fp32",)
 
 
 @cache
-def _core() -> ov.Core:
+def core() -> ov.Core:
+    """The runtime, one for the process."""
     return ov.Core()
 
 
