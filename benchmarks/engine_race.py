@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.engine_contestant import INCLUDES, LEAVES_OUT, EngineContestant, Text
 from benchmarks.engine_peers import Peer, of_precision, peers, served, standing_for
 from benchmarks.engine_rounds import Run, Taken, alternate, fastest, ratio, ratio_range, scaled, spread
-from benchmarks.engine_shapes import OwnLayers, random_snapshot, served_weights
+from benchmarks.engine_shapes import OwnLayers, int8_snapshot, random_snapshot, served_weights
 from benchmarks.peers.adapters_peer import AdaptersService
 from benchmarks.peers.service import Contestant
 from benchmarks.peers.texts import texts
@@ -31,12 +31,14 @@ class Race:
         peers: Name to what a peer is.
         running: Name to it, built.
         n_models: Single models that stand for all.
+        also_ours: Name in `OURS` to a further engine in another precision.
     """
 
     tasks: Sequence[OwnLayers]
     engine: Engine
     ours: EngineContestant
     n_models: int
+    also_ours: dict[str, EngineContestant] = field(default_factory=dict)
     peers: dict[str, Peer] = field(default_factory=dict)
     running: dict[str, Contestant] = field(default_factory=dict)
 
@@ -53,6 +55,13 @@ class Race:
         engine = Engine(random_snapshot(backend, (*tasks, *further)), backend)
         return cls(tasks, engine, EngineContestant(engine, [task.name for task in tasks]), n_models)
 
+    def open_int8(self) -> None:
+        """Load the tasks a second time, in int8 wherever the engine has it."""
+        backend = OpenVinoBackend(precision="bf16", as_gated=True, n_threads=N_THREADS, store=served_weights())
+        self.also_ours[OURS["int8"]] = EngineContestant(
+            Engine(int8_snapshot(backend, self.tasks, texts(4, 1)), backend)
+        )
+
     def invite(self, names: Sequence[str] | None = None) -> None:
         """Build peers; None builds all."""
         tokenizer = read_tokenizer(512)
@@ -65,14 +74,17 @@ class Race:
             print(f"built {peer.name}", flush=True)
 
     def dismiss(self, *, keep: Sequence[str]) -> None:
-        """Let go of all peers but some: several gigabytes."""
+        """Let go of all peers but some, and of further engines of ours: several gigabytes."""
         for name in [name for name in self.running if name not in keep]:
             self.running.pop(name).close()
+        for contestant in self.also_ours.values():
+            contestant.close()
+        self.also_ours.clear()
         gc.collect()
 
     def runs(self, batches: Sequence[Sequence[Text]]) -> dict[str, Run]:
         """Everyone on the same batches, one batch after the other; all are warmed first."""
-        everyone: dict[str, Contestant] = {"trunkline": self.ours, **self.running}
+        everyone: dict[str, Contestant] = {"trunkline": self.ours, **self.also_ours, **self.running}
         found: dict[str, Run] = {}
         for name, contestant in everyone.items():
             for batch in batches:
@@ -137,18 +149,17 @@ class Race:
             "leaves_out": LEAVES_OUT,
             "single_models_measured": self.n_models,
             "scaling": f"measured seconds times {len(self.tasks)}/{self.n_models}: models run one after the other",
-            "int8": "the engine has no int8 yet: no figure" if "int8" not in OURS else "on both sides",
             "backend": f"{self.engine.backend.name}, {self.engine.backend.precision}, {N_THREADS} threads",
         }
 
     def close(self) -> None:
         """Let go of everyone."""
-        for contestant in (self.ours, *self.running.values()):
+        for contestant in (self.ours, *self.also_ours.values(), *self.running.values()):
             contestant.close()
 
 
-OURS = {"bf16": "trunkline"}
-"""Precision to the name of our contestant in it; int8 is one line more, when the engine has it."""
+OURS = {"bf16": "trunkline", "int8": "trunkline-int8"}
+"""Precision to the name of our contestant in it."""
 SHARED = "+shared"
 """Ends the name of a run in which texts were tokenized once for all models."""
 

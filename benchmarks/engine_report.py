@@ -8,6 +8,7 @@ from benchmarks.pages import measured_by, picture, publish
 
 WHAT = {
     "trunkline": "the engine, all tasks",
+    "trunkline-int8": "the engine in int8, all tasks",
     "trunkline, 1 task": "the engine, one task of them",
     "trunkline, 4 taggers": "the engine, four taggers (16 whole layers)",
     "openvino-bf16": "single models, OpenVINO bf16",

@@ -3,16 +3,19 @@
 import hashlib
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 import numpy as np
 import platformdirs
 
 from trunkline.bundle.golden import Golden
+from trunkline.bundle.served import Served
 from trunkline.bundle.store import StoredBranch, StoredTrunk
 from trunkline.core.specs import BranchSpec, InputForm, Kind, Provenance
+from trunkline.core.types import Example
 from trunkline.engine.backends.base import Backend
+from trunkline.engine.backends.observe import find_ranges
 from trunkline.engine.snapshot import LoadedBranch, Snapshot, load_branch, load_trunk
 from trunkline.engine.weights import WeightStore
 from trunkline.model.backbone import load_backbone
@@ -102,19 +105,50 @@ def random_snapshot(backend: Backend, tasks: Sequence[OwnLayers], config: Encode
         config: None takes `encoder_config`.
     """
     config = config or encoder_config()
+    trunk = load_trunk(_stored_trunk(tasks, config), backend, exits={task.exit_layer for task in tasks})
+    return Snapshot(trunk, {task.name: random_branch(backend, task, config) for task in tasks})
+
+
+def int8_snapshot(backend: Backend, tasks: Sequence[OwnLayers], texts: Sequence[str]) -> Snapshot:
+    """The same trunk and branches as a gate would serve them that accepted int8 for all.
+
+    Ranges are found on one branch of each form: random weights of one form have the same distribution.
+
+    Args:
+        backend: Compiles them; serves bundles as gated.
+        tasks: One branch each.
+        texts: What ranges are found on.
+    """
+    config = encoder_config()
+    stored = _stored_trunk(tasks, config)
+    rows = stored.tokenizer.encode([Example(text) for text in texts], max_length=64)
+    forms: dict[tuple[int, int, Kind], Served] = {}
+    branches = {}
+    for task in tasks:
+        branch, form = _stored_branch(task, config), (task.exit_layer, task.own_layers, task.kind)
+        if form not in forms:
+            forms[form] = Served("int8", find_ranges(stored, rows, branch=branch))
+        branches[task.name] = load_branch(replace(branch, served=forms[form]), config, backend)
+    accepted = replace(stored, served=Served("int8", find_ranges(stored, rows)))
+    return Snapshot(load_trunk(accepted, backend, exits={task.exit_layer for task in tasks}), branches)
+
+
+def random_branch(backend: Backend, task: OwnLayers, config: EncoderConfig) -> LoadedBranch:
+    """One branch of random weights."""
+    return load_branch(_stored_branch(task, config), config, backend)
+
+
+def _stored_trunk(tasks: Sequence[OwnLayers], config: EncoderConfig) -> StoredTrunk:
     depth = max(task.exit_layer for task in tasks)
-    stored = StoredTrunk(
+    return StoredTrunk(
         config=config,
         tensors=_Drawn(trunk_tensor_shapes(config, depth=depth), "trunk"),
         tokenizer=load_backbone("minilm").tokenizer,
         chain=tuple(_digest("trunk", config.width, layer) for layer in range(depth + 1)),
     )
-    trunk = load_trunk(stored, backend, exits={task.exit_layer for task in tasks})
-    return Snapshot(trunk, {task.name: random_branch(backend, task, config) for task in tasks})
 
 
-def random_branch(backend: Backend, task: OwnLayers, config: EncoderConfig) -> LoadedBranch:
-    """One branch of random weights."""
+def _stored_branch(task: OwnLayers, config: EncoderConfig) -> StoredBranch:
     tagger = task.kind == "tagging"
     labels = ("O", *(f"B-{n}" for n in range(task.n_outputs - 1))) if tagger else tuple(map(str, range(task.n_outputs)))
     spec = BranchSpec(
@@ -131,10 +165,9 @@ def random_branch(backend: Backend, task: OwnLayers, config: EncoderConfig) -> L
         provenance=_PROVENANCE,
     )
     digest = _digest(task.name, config.width, task.exit_layer, task.own_layers, task.kind)
-    stored = StoredBranch(
+    return StoredBranch(
         spec=spec, tensors=_Drawn(_shapes(task, config), digest), golden=_GOLDEN, digest=digest, files={}
     )
-    return load_branch(stored, config, backend)
 
 
 def served_weights() -> WeightStore:

@@ -20,9 +20,10 @@ from benchmarks.peers.openvino_peer import openvino_singles
 from benchmarks.peers.texts import source, texts
 from benchmarks.peers.tokens import encode, read_tokenizer
 
-QUICK_PEERS = ("openvino-bf16",)
+QUICK_PEERS = ("openvino-bf16", "onnxruntime-int8")
 PEERS = (
-    "openvino-bf16", "openvino-bf16-lanes", "torch-bf16", "onnxruntime-int8", "students-bf16", "joint-bf16",
+    "openvino-bf16", "openvino-bf16-lanes", "openvino-int8", "torch-bf16", "onnxruntime-f32", "onnxruntime-int8",
+    "onnxruntime-int8-lanes", "students-bf16", "adapters-bf16", "joint-bf16",
 )  # fmt: skip
 N_SINGLES_IN_FLIGHT = 8
 """Texts that are asked one after the other where one is in flight."""
@@ -36,6 +37,7 @@ def measure(*, quick: bool, out: Path) -> Measured:  # noqa: ARG001 - every benc
     if not quick:
         memory["openvino-bf16"] = measured_apart("openvino-bf16", n_models=2)
     race = Race.open(XIAOAI21, further=FURTHER[: max(MORE)] if quick else FURTHER, n_models=2)
+    race.open_int8()
     race.invite(QUICK_PEERS if quick else PEERS)
     n_rounds = 3 if quick else 5
     asked = texts(32, 0)

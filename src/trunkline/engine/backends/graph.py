@@ -192,7 +192,8 @@ class Graph:
         return _converted(_times_transposed(rounded, weights), ov.Type.f32, self._element)
 
     def _rows(self, name: str, ids: Value) -> Value:
-        return ops.gather(self._held(self._arrays[name]), ids, ops.constant(np.array(0, _I32)))
+        # A table is the largest thing that is never packed, and a batch reads few of its rows: it stays mapped.
+        return ops.gather(self._shared(self._arrays[name]), ids, ops.constant(np.array(0, _I32)))
 
     def _part(self, name: str, number: int, *, by_head: bool = False) -> Value:
         """Queries (0), keys (1) or values (2) of stacked weights."""
