@@ -5,7 +5,7 @@ PYTHON ?= python3
 DATA ?=
 NAME ?= --list
 BIN := .venv/bin
-EXTRAS := train,demo,bench,docs,dev
+EXTRAS := train,server,client,demo,bench,docs,dev
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check fix bench docs clean
