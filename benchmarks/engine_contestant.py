@@ -12,7 +12,7 @@ from trunkline.core.errors import TrunklineError
 from trunkline.core.types import Example
 from trunkline.engine.encoding import EncodedRequest, encode_request
 from trunkline.engine.engine import Engine
-from trunkline.engine.loop import Part, Request
+from trunkline.engine.request import Part, Request
 
 Text = str | tuple[str, str]
 """A text, or a pair."""

@@ -9,7 +9,7 @@ from trunkline.core.specs import BranchSpec
 from trunkline.core.types import Example, Prediction
 from trunkline.data.tokenize import word_positions
 from trunkline.engine.encoding import EncodedRequest
-from trunkline.engine.loop import Part
+from trunkline.engine.request import Part
 from trunkline.model.decode import decode
 from trunkline.model.score import Answer
 from trunkline.model.score import answer as judged

@@ -2,15 +2,16 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import suppress
 from queue import SimpleQueue
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from trunkline.core.errors import TrunklineError
 from trunkline.engine.answers import TaskAnswer, task_answers
 from trunkline.engine.encoding import EncodedRequest
-from trunkline.engine.loop import Loop, Part, Request
+from trunkline.engine.loop import Loop
+from trunkline.engine.request import Part, Request
 
 _Event: TypeAlias = Part | TrunklineError | None
 
@@ -128,6 +129,44 @@ class AsyncAnswers(AsyncIterator[TaskAnswer]):
         """Nobody will read the rest."""
         if hasattr(self, "_request"):
             self._loop.cancel(self._request)
+
+
+class Collected:
+    """All parts of a request at once: awaiting it wakes the event loop once, not for each part."""
+
+    def __init__(self, loop: Loop, encoded: EncodedRequest, *, caller: str = "", deadline: float | None = None) -> None:
+        """Send the request; arguments and errors as of `Parts`."""
+        self.encoded = encoded
+        self._loop = loop
+        self._done: asyncio.Future[list[Part]] = asyncio.get_running_loop().create_future()
+        here, parts = self._done.get_loop(), list[Part]()
+
+        def deliver(event: _Event) -> None:
+            if isinstance(event, Part):
+                parts.append(event)
+                return
+            with suppress(RuntimeError):  # The event loop was closed: nobody waits any more.
+                here.call_soon_threadsafe(self._finish, parts, event)
+
+        self._request = _request(encoded, deliver, caller, deadline)
+        loop.submit(self._request)
+
+    def __await__(self) -> Generator[Any, None, list[Part]]:
+        """Wait for the last part; `cancel` drops the request when nobody waits any more."""
+        return self._done.__await__()
+
+    def cancel(self) -> None:
+        """Drop what is left."""
+        self._done.cancel()
+        self._loop.cancel(self._request)
+
+    def _finish(self, parts: list[Part], error: TrunklineError | None) -> None:
+        if self._done.done():
+            return
+        if error is None:
+            self._done.set_result(parts)
+        else:
+            self._done.set_exception(error)
 
 
 def _request(

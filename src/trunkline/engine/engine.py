@@ -2,7 +2,7 @@
 
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +17,8 @@ from trunkline.engine.asking import Answers, AsyncAnswers, Parts
 from trunkline.engine.backends.base import Backend
 from trunkline.engine.backends.choose import choose_backend
 from trunkline.engine.encoding import EncodedRequest, as_examples, encode_request, known_task
-from trunkline.engine.loop import Loop, Part
+from trunkline.engine.loop import Loop
+from trunkline.engine.request import Part, StepReport
 from trunkline.engine.results_cache import ResultsCache
 from trunkline.engine.runner import Runner
 from trunkline.engine.scheduler import Limits
@@ -50,7 +51,15 @@ class Engine:
     Any thread may ask. One thread of the engine's own runs the programs.
     """
 
-    def __init__(self, snapshot: Snapshot, backend: Backend, *, limits: Limits = LIMITS, cache_bytes: int = 0) -> None:
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        backend: Backend,
+        *,
+        limits: Limits = LIMITS,
+        cache_bytes: int = 0,
+        on_step: Callable[[StepReport], None] = lambda _: None,
+    ) -> None:
         """Take the parts together and start; `Engine.open` reads them from a bundle.
 
         Args:
@@ -58,14 +67,11 @@ class Engine:
             backend: Compiled it.
             limits: Of a step and of the queue.
             cache_bytes: How much memory answers to texts may take that are asked again; 0 keeps none.
+            on_step: See `trunkline.engine.loop.Loop`.
         """
         self.backend = backend
-        self.loop = Loop(
-            Runner(backend),
-            limits,
-            precision=backend.precision,
-            cache=ResultsCache(cache_bytes) if cache_bytes else None,
-        )
+        self.cache = ResultsCache(cache_bytes) if cache_bytes else None
+        self.loop = Loop(Runner(backend), limits, precision=backend.precision, cache=self.cache, on_step=on_step)
         self._limits = limits
         self._snapshot = snapshot
         self._activating = threading.Lock()
@@ -74,35 +80,37 @@ class Engine:
     @classmethod
     def open(
         cls,
-        path: Path,
+        path: Path | Bundle,
         *,
         tasks: Sequence[str] | None = None,
         backend: Backend | None = None,
         limits: Limits = LIMITS,
         cache_bytes: int = 0,
+        on_step: Callable[[StepReport], None] = lambda _: None,
     ) -> "Engine":
         """Read, verify and compile a bundle, or those of its branches that are asked for.
 
         Args:
-            path: The bundle's folder.
+            path: The bundle's folder, or what `open_bundle` gave.
             tasks: Which branches to read, so that a damaged one elsewhere is no hindrance, and the trunk only as deep
                 as they need; None reads all.
             backend: As from `choose_backend`. None serves a bundle in what its gate accepted, and otherwise in the
                 fastest precision that the machine has.
             limits: Of a step and of the queue.
             cache_bytes: How much memory answers to texts may take that are asked again; 0 keeps none.
+            on_step: See `trunkline.engine.loop.Loop`.
 
         Raises:
             UnknownNameError: A task is not in the bundle; the message names the nearest.
             BundleError: What is read is damaged or does not fit together (see `trunkline.bundle.store`).
         """
-        bundle = open_bundle(path)
+        bundle = path if isinstance(path, Bundle) else open_bundle(path)
         for task in tasks or ():
             known_task(task, bundle.manifest.tasks)
         backend = backend or choose_backend()
         snapshot = load_snapshot(bundle, backend, tasks=tasks)
         backend.settle()
-        return cls(snapshot, backend, limits=limits, cache_bytes=cache_bytes)
+        return cls(snapshot, backend, limits=limits, cache_bytes=cache_bytes, on_step=on_step)
 
     def __enter__(self) -> "Engine":  # noqa: PYI034 - beartype, which runs in tests, refuses Self here
         """Use it; it is closed behind the block."""
@@ -124,7 +132,7 @@ class Engine:
         warm(self.backend, snapshot.trunk, snapshot.branches.values(), self._limits)
         self.backend.settle()
 
-    def activate(self, bundle: Bundle) -> tuple[str, ...]:
+    def activate(self, bundle: Bundle, *, beside: Sequence[Bundle] = ()) -> tuple[str, ...]:
         """Answer with another state of the bundle from now on; requests that wait or run end as they began.
 
         What changed is read, verified, compiled, compared with its golden inputs and warmed beside the running
@@ -132,6 +140,8 @@ class Engine:
 
         Args:
             bundle: As from `open_bundle`: all of its tasks are served afterwards.
+            beside: Further states of it, whose branches are kept ready for `Snapshot.choosing`: what a part of the
+                requests tries, or what may have to come back at once.
 
         Returns:
             The tasks whose branch is another one than before.
@@ -142,18 +152,22 @@ class Engine:
         """
         with self._activating:
             before = self._snapshot
-            after = load_snapshot(bundle, self.backend, before=before)
-            changed = tuple(task for task, branch in after.branches.items() if before.branches.get(task) is not branch)
-            # The loop's thread may be in the middle of these programs; twins compute in memory of their own.
-            trunk = after.trunk.twin()
-            for task in changed:
-                replay(bundle.branch(task), after.branches[task], trunk, self.backend)
-            if set(after.trunk.segments) <= set(before.trunk.segments):
-                trunk = trunk.without_layers()  # They are warm; a new branch is warmed on what the embeddings give.
-            warm(self.backend, trunk, [after.branches[task] for task in changed], self._limits)
-            self.backend.settle()
+            after = load_snapshot(bundle, self.backend, before=before, beside=beside)
+            ready = {*before.branches.values(), *before.beside.values()}
+            states = [(bundle, branch) for branch in after.branches.values()]
+            states += [(state, after.beside[e.branch]) for state in beside for e in state.manifest.tasks.values()]
+            new = [(state, branch) for state, branch in states if branch not in ready]
+            if new:
+                # The loop's thread may be in the middle of these programs; twins compute in memory of their own.
+                trunk = after.trunk.twin()
+                for state, branch in new:
+                    replay(state.branch(branch.spec.task), branch, trunk, self.backend)
+                if set(after.trunk.segments) <= set(before.trunk.segments):
+                    trunk = trunk.without_layers()  # They are warm; branches are warmed on what the embeddings give.
+                warm(self.backend, trunk, [branch for _, branch in new], self._limits)
+                self.backend.settle()
             self._snapshot = after
-        return changed
+        return tuple(task for task, branch in after.branches.items() if before.branches.get(task) is not branch)
 
     @property
     def snapshot(self) -> Snapshot:

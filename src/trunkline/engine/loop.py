@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,97 +16,14 @@ from trunkline.core.errors import (
     TrunklineError,
 )
 from trunkline.core.types import Encoded
+from trunkline.engine.request import Backlog, Part, Request, StepReport
 from trunkline.engine.results_cache import ResultKey, ResultsCache
 from trunkline.engine.runner import Ran, Runner
-from trunkline.engine.scheduler import Job, Limits, Scheduler
+from trunkline.engine.scheduler import Job, Limits, Scheduler, Step
 from trunkline.engine.snapshot import LoadedBranch, LoadedTrunk
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Part:
-    """Some answers of a request, as soon as they are there.
-
-    Attributes:
-        branch: Who answers.
-        rows: Which rows of the request.
-        logits: For each of them float32, (n_outputs,), or (tokens, n_outputs) for tagging.
-        queued_s: Seconds that the request waited until its rows ran; 0 where the answers were known.
-        trunk_s: Seconds from there until the trunk had been run up to the branch's exit.
-        branch_s: Seconds that the branch took.
-    """
-
-    branch: LoadedBranch
-    rows: list[int]
-    logits: list[np.ndarray]
-    queued_s: float = 0.0
-    trunk_s: float = 0.0
-    branch_s: float = 0.0
-
-
-class Request:
-    """Rows that wait for answers; made once, given to `Loop.submit`."""
-
-    def __init__(
-        self,
-        trunk: LoadedTrunk,
-        rows: Sequence[Encoded],
-        asked: Mapping[LoadedBranch, np.ndarray],
-        *,
-        deliver: Callable[[Part | TrunklineError | None], None],
-        caller: str = "",
-        deadline: float | None = None,
-    ) -> None:
-        """Say what is asked.
-
-        Args:
-            trunk: On which the branches stand.
-            rows: Distinct rows.
-            asked: Branch to the numbers of the rows that it answers.
-            deliver: Called with parts as they come and then once with None, or once with an error after which nothing
-                comes. The loop's thread calls it; it must return at once and raise nothing.
-            caller: Who asks; callers get equal shares.
-            deadline: On the loop's clock; answers after it are not given.
-        """
-        self.trunk = trunk
-        self.rows = rows
-        self.asked = asked
-        self.caller = caller
-        self.deadline = deadline
-        self.submitted = 0.0
-        self._deliver = deliver
-        self._lock = threading.Lock()
-        self._n_open = sum(len(numbers) for numbers in asked.values())
-        self._over = False
-
-    @property
-    def over(self) -> bool:
-        """Whether nothing will be delivered any more."""
-        return self._over
-
-    def give(self, part: Part) -> None:
-        """Deliver a part, and the end after the last."""
-        with self._lock:
-            if self._over:
-                return
-            self._n_open -= len(part.rows)
-            self._over = self._n_open == 0
-            self._deliver(part)
-            if self._over:
-                self._deliver(None)
-
-    def end_if_empty(self) -> None:
-        """Deliver the end of a request that asks for nothing."""
-        with self._lock:
-            if self._n_open == 0 and not self._over:
-                self._over = True
-                self._deliver(None)
-
-    def fail(self, error: TrunklineError) -> None:
-        """Deliver an error, unless it is over."""
-        with self._lock:
-            if not self._over:
-                self._over = True
-                self._deliver(error)
+_FADING = 0.95
+"""Of what the steps before took, with every step."""
 
 
 class Loop:
@@ -120,6 +37,7 @@ class Loop:
         precision: str = "fp32",
         cache: ResultsCache | None = None,
         clock: Callable[[], float] = time.monotonic,
+        on_step: Callable[[StepReport], None] = lambda _: None,
     ) -> None:
         """Take the parts together.
 
@@ -129,8 +47,11 @@ class Loop:
             precision: What the runner computes in; a part of the cache's keys.
             cache: Keeps answers.
             clock: Seconds, never going back.
+            on_step: Told of every step, in the thread that runs it; it must return at once and raise nothing.
         """
         self.clock = clock
+        self._on_step = on_step
+        self._seconds, self._cost, self._running_cost = 0.0, 0.0, 0.0
         self._runner = runner
         self._scheduler = Scheduler(limits)
         self._precision = precision
@@ -146,6 +67,13 @@ class Loop:
         """Run steps in a thread of its own until `close`."""
         self._thread = threading.Thread(target=self._run_forever, name="trunkline-engine", daemon=True)
         self._thread.start()
+
+    def backlog(self) -> Backlog:
+        """What waits or runs now."""
+        with self._wake:
+            cost = self._scheduler.cost + self._running_cost
+            wait_s = cost * self._seconds / self._cost if self._cost else 0.0
+            return Backlog(self._scheduler.n_rows, self._scheduler.n_tokens, wait_s)
 
     def submit(self, request: Request) -> None:
         """Queue what is not known yet; answers that are known are delivered at once.
@@ -188,9 +116,11 @@ class Loop:
             Whether there was anything to run.
         """
         with self._wake:
-            step = self._scheduler.next_step(self.clock())
+            started = self.clock()
+            step = self._scheduler.next_step(started)
             expired = [self._take(job) for job in step.expired]
             taken = [self._take(job) for job in step.jobs]
+            self._running_cost = sum(job.cost for job in step.jobs)
         for use in expired:
             use.request.fail(_late(use.request))
         by_trunk: dict[LoadedTrunk, list[_Use]] = {}
@@ -198,7 +128,17 @@ class Loop:
             by_trunk.setdefault(use.request.trunk, []).append(use)
         for trunk, uses in by_trunk.items():
             self._run(trunk, uses)
+        if taken:
+            self._report(step, self.clock() - started)
         return bool(taken)
+
+    def _report(self, step: Step, seconds: float) -> None:
+        with self._wake:
+            # Sums that fade, not a mean of paces: a small step says little of a full one.
+            self._seconds = _FADING * self._seconds + seconds
+            self._cost = _FADING * self._cost + self._running_cost
+            self._running_cost = 0.0
+        self._on_step(StepReport(len(step.jobs), sum(job.n_tokens for job in step.jobs), seconds))
 
     def close(self) -> None:
         """Finish the step that runs, refuse what waits, and end the thread."""

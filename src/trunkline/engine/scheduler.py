@@ -118,6 +118,7 @@ class Scheduler:
         self._patience_s = patience_s
         self._queued: dict[int, Job] = {}
         self._n_tokens = 0
+        self._cost = 0.0
         self._deadlines: _Heap[int] = _Heap()
         self._turns: _Turns[str] = _Turns()
         self._backlogs: dict[str, _Backlog] = {}
@@ -131,6 +132,11 @@ class Scheduler:
     def n_tokens(self) -> int:
         """Real tokens that wait."""
         return self._n_tokens
+
+    @property
+    def cost(self) -> float:
+        """Layers × tokens that serving all that wait executes."""
+        return self._cost
 
     def earliest_deadline(self) -> float | None:
         """The first deadline of all jobs that wait, in seconds; None when none of them has one."""
@@ -214,6 +220,7 @@ class Scheduler:
             self._deadlines.put(job.number, (deadline, job.number))
         self._queued[job.number] = job
         self._n_tokens += job.n_tokens
+        self._cost += job.cost
 
     def _next_job(self) -> Job:
         backlog = self._backlogs[self._turns.first()]
@@ -223,6 +230,7 @@ class Scheduler:
         """Remove a job from everywhere; who has no other job left is forgotten."""
         job = self._queued.pop(number)
         self._n_tokens -= job.n_tokens
+        self._cost = self._cost - job.cost if self._queued else 0.0  # No rounding is carried from one rush to the next.
         if job.deadline is not None:
             self._deadlines.remove(number)
         backlog = self._backlogs[job.caller]

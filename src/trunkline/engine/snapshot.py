@@ -1,13 +1,14 @@
 """What answers at one moment: a trunk in segments between the exits in use, and one loaded branch for each task."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import pairwise
 from typing import Any
 
 from trunkline.bundle.served import form_of, form_of_trunk
 from trunkline.bundle.store import Bundle, StoredBranch, StoredTrunk
+from trunkline.core.errors import MissingBranchError, nearest_hint
 from trunkline.core.specs import BranchSpec
 from trunkline.data.tokenize import Tokenizer
 from trunkline.engine.backends.base import Backend, BranchPrograms, Program
@@ -103,14 +104,42 @@ class Snapshot:
     Attributes:
         trunk: The trunk.
         branches: Task name to its branch.
+        beside: Branch digest to further versions of tasks, ready on the same trunk for whoever asks for them.
     """
 
     trunk: LoadedTrunk
     branches: Mapping[str, LoadedBranch]
+    beside: Mapping[str, LoadedBranch] = field(default_factory=dict)
+
+    def choosing(self, versions: Mapping[str, str]) -> "Snapshot":
+        """The same trunk with other versions of some tasks; rows asked of both run together.
+
+        Args:
+            versions: Task name to the digest of a branch that is loaded.
+
+        Raises:
+            MissingBranchError: A version is not loaded; the message names the nearest.
+        """
+        chosen = {task: self._version(task, digest) for task, digest in versions.items()}
+        return replace(self, branches={**self.branches, **chosen})
+
+    def _version(self, task: str, digest: str) -> LoadedBranch:
+        loaded = (*self.branches.values(), *self.beside.values())
+        of_task = {branch.digest: branch for branch in loaded if branch.spec.task == task}
+        if digest not in of_task:
+            raise MissingBranchError(
+                f"task {task!r}: version {digest!r} is not loaded; {nearest_hint(digest, of_task)}; activate it first"
+            )
+        return of_task[digest]
 
 
 def load_snapshot(
-    bundle: Bundle, backend: Backend, *, tasks: Iterable[str] | None = None, before: Snapshot | None = None
+    bundle: Bundle,
+    backend: Backend,
+    *,
+    tasks: Iterable[str] | None = None,
+    before: Snapshot | None = None,
+    beside: Iterable[Bundle] = (),
 ) -> Snapshot:
     """Read, verify and compile a bundle, or some of its tasks.
 
@@ -120,23 +149,29 @@ def load_snapshot(
         tasks: Which branches; None loads all. Others are not read, and the trunk only as deep as these need it.
         before: What this one will replace: segments and branches that stay the same are shared with it, not loaded
             again.
+        beside: States of the same bundle whose branches are loaded as well (`Snapshot.beside`).
 
     Raises:
         BundleError: A file is damaged, missing or does not fit (see `trunkline.bundle.store`).
     """
     names = list(bundle.manifest.tasks if tasks is None else tasks)
-    known = {(branch.digest, branch.form): branch for branch in before.branches.values()} if before else {}
+    kept = (*before.branches.values(), *before.beside.values()) if before else ()
+    known = {(branch.digest, branch.form): branch for branch in kept}
     config = bundle.config()
-    branches: dict[str, LoadedBranch] = {}
-    for task in names:
-        entry = bundle.manifest.tasks.get(task)
-        form = form_of(bundle.manifest, task) if entry is not None and backend.as_gated else ""
+
+    def loaded(state: Bundle, task: str) -> LoadedBranch:
+        entry = state.manifest.tasks.get(task)
+        form = form_of(state.manifest, task) if entry is not None and backend.as_gated else ""
         # One at a time: the weights as they lie on disk are let go before the next are read.
-        branches[task] = known.get((entry.branch if entry is not None else "", form)) or load_branch(
-            bundle.branch(task), config, backend, form=form
+        return known.get((entry.branch if entry is not None else "", form)) or load_branch(
+            state.branch(task), config, backend, form=form
         )
-    exits = {branch.spec.exit_layer for branch in branches.values()}
-    return Snapshot(_trunk(bundle, backend, exits, before.trunk if before else None), branches)
+
+    branches = {task: loaded(bundle, task) for task in names}
+    further = [loaded(state, task) for state in beside for task in state.manifest.tasks]
+    exits = {branch.spec.exit_layer for branch in (*branches.values(), *further)}
+    trunk = _trunk(bundle, backend, exits, before.trunk if before else None)
+    return Snapshot(trunk, branches, {branch.digest: branch for branch in further})
 
 
 def load_branch(branch: StoredBranch, config: EncoderConfig, backend: Backend, *, form: str = "") -> LoadedBranch:

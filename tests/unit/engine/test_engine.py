@@ -30,7 +30,7 @@ from trunkline.core.errors import (
 )
 from trunkline.core.types import Example, LabelPrediction, LabelsPrediction, ScorePrediction, SpansPrediction
 from trunkline.engine.engine import EXAMPLES_PER_REQUEST, Engine, TaskAnswer
-from trunkline.engine.loop import Part, Request
+from trunkline.engine.request import Part, Request
 from trunkline.engine.scheduler import Limits
 
 TEXT_TASKS = tuple(task for task in TASKS if task != "same")

@@ -23,7 +23,8 @@ from trunkline.core.errors import (
 from trunkline.core.types import Encoded
 from trunkline.engine.backends.base import BranchPrograms
 from trunkline.engine.backends.torch import TorchBackend
-from trunkline.engine.loop import Loop, Part, Request
+from trunkline.engine.loop import Loop
+from trunkline.engine.request import Part, Request
 from trunkline.engine.results_cache import ResultsCache
 from trunkline.engine.runner import Runner
 from trunkline.engine.scheduler import Limits
