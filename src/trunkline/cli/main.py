@@ -28,6 +28,7 @@ from trunkline.cli.plan import plan_command
 from trunkline.cli.quantize import quantize_command
 from trunkline.cli.reproduce import reproduce_command
 from trunkline.cli.search import search_command
+from trunkline.cli.serve import keys_app, missing_server, serve_command
 from trunkline.cli.show import show, show_json, show_manifest, show_manifest_and_cost
 from trunkline.cli.status import working
 from trunkline.cli.train import train_command
@@ -58,6 +59,8 @@ app.command("reproduce")(reproduce_command)
 app.command("plan")(plan_command)
 app.command("quantize")(quantize_command)
 app.command("measure")(measure_command)
+app.command("serve")(serve_command)
+app.add_typer(keys_app, name="keys")
 
 
 def main() -> NoReturn:
@@ -111,6 +114,9 @@ def _run() -> None:
         app(prog_name="trunkline")
     except ModuleNotFoundError as error:
         module = (error.name or "").partition(".")[0]
+        of_server = missing_server(error)
+        if of_server is not None:
+            raise of_server from error
         if module not in TRAIN_MODULES:
             raise
         raise MissingDependencyError(

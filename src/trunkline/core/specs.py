@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 import msgspec
 
 from trunkline.core.errors import SpecError, spec_error
+from trunkline.core.yaml import read_yaml
 
 Kind: TypeAlias = Literal["classification", "multilabel", "regression", "tagging"]
 InputForm: TypeAlias = Literal["text", "pair"]
@@ -38,8 +39,6 @@ SHORTEST, LONGEST = 8, 8192  # Of `max_length`, in tokens.
 TASK_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 OUTSIDE = "O"
 """The tag of a word outside all entities."""
-
-_YAML_DEPTH = 100  # The reader calls itself for each level; some ten thousand end the process.
 
 
 class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -326,42 +325,13 @@ def read_task(path: Path) -> TaskSpec:
     Raises:
         SpecError: The file is missing, is not YAML, gives a key twice, or says something that is not allowed.
     """
-    import yaml
-
     subject = f"task file {str(path)!r}"
     try:
         content = path.read_bytes()
-        _check_yaml(content, subject)
-        value = msgspec.yaml.decode(content)
     except OSError as error:
         raise SpecError(f"{subject}: cannot be read ({error.strerror}); check the path") from error
-    except (msgspec.DecodeError, yaml.YAMLError) as error:
-        raise SpecError(f"{subject}: not valid YAML ({error}); mend the file") from error
-    task = convert_spec(value, TaskSpec, subject)
+    task = convert_spec(read_yaml(content, subject), TaskSpec, subject)
     return msgspec.structs.replace(task, data=_absolute(task.data, path.parent, subject))
-
-
-def _check_yaml(content: bytes, subject: str) -> None:
-    """Refuse nesting that would end the process, and repeated keys, of which readers take the last in silence."""
-    import yaml
-
-    levels: list[list[str | None] | None] = []  # Of a mapping its keys and values in turn, of a sequence nothing.
-    for event in yaml.parse(content, yaml.SafeLoader):
-        line = event.start_mark.line + 1 if event.start_mark else 0
-        if isinstance(event, yaml.CollectionEndEvent):
-            levels.pop()
-        if not isinstance(event, yaml.NodeEvent):
-            continue
-        inside = levels[-1] if levels else None
-        if inside is not None:
-            name = event.value if isinstance(event, yaml.ScalarEvent) else None
-            if name is not None and len(inside) % 2 == 0 and name in inside[::2]:
-                raise SpecError(f"{subject}: key {name!r} is given again in line {line}; give each key once")
-            inside.append(name)
-        if isinstance(event, yaml.CollectionStartEvent):
-            levels.append([] if isinstance(event, yaml.MappingStartEvent) else None)
-        if len(levels) > _YAML_DEPTH:
-            raise SpecError(f"{subject}: line {line} is nested deeper than {_YAML_DEPTH} levels; mend the file")
 
 
 def _absolute(data: DataSpec, folder: Path, subject: str) -> DataSpec:

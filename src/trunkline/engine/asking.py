@@ -84,15 +84,14 @@ class Answers(Iterator[TaskAnswer]):
         self._parts.close()
 
 
-class AsyncAnswers(AsyncIterator[TaskAnswer]):
-    """As `Answers`, without blocking the event loop that it was made in."""
+class AsyncParts(AsyncIterator[Part]):
+    """As `Parts`, without blocking the event loop that it was made in."""
 
     def __init__(self, loop: Loop, encoded: EncodedRequest, *, caller: str = "", deadline: float | None = None) -> None:
         """Send the request; arguments and errors as of `Parts`."""
-        self._encoded = encoded
+        self.encoded = encoded
         self._loop = loop
         self._events: asyncio.Queue[_Event] = asyncio.Queue()
-        self._ready: deque[TaskAnswer] = deque()
         self._ended = False
         here = asyncio.get_running_loop()
         events = self._events
@@ -104,31 +103,53 @@ class AsyncAnswers(AsyncIterator[TaskAnswer]):
         self._request = _request(encoded, deliver, caller, deadline)
         loop.submit(self._request)
 
-    async def __anext__(self) -> TaskAnswer:
-        """Wait for the next answer."""
-        while not self._ready:
-            if self._ended:
-                raise StopAsyncIteration
-            try:
-                event = await self._events.get()
-            except asyncio.CancelledError:
-                await self.aclose()
-                raise
-            self._ended = not isinstance(event, Part)
-            if event is not None:
-                self._ready.extend(task_answers(self._encoded, _part(event)))
-        return self._ready.popleft()
+    async def __anext__(self) -> Part:
+        """Wait for the next part."""
+        if self._ended:
+            raise StopAsyncIteration
+        try:
+            event = await self._events.get()
+        except asyncio.CancelledError:
+            self.close()
+            raise
+        self._ended = not isinstance(event, Part)
+        if event is None:
+            raise StopAsyncIteration
+        return _part(event)
 
-    async def aclose(self) -> None:
+    def close(self) -> None:
         """Cancel what is left."""
-        self._ready.clear()
         self._ended = True
         self._loop.cancel(self._request)
 
     def __del__(self) -> None:
         """Nobody will read the rest."""
         if hasattr(self, "_request"):
-            self._loop.cancel(self._request)
+            self.close()
+
+
+class AsyncAnswers(AsyncIterator[TaskAnswer]):
+    """As `Answers`, without blocking the event loop that it was made in."""
+
+    def __init__(self, parts: AsyncParts) -> None:
+        """Read what was sent.
+
+        Args:
+            parts: The request's.
+        """
+        self._parts = parts
+        self._ready: deque[TaskAnswer] = deque()
+
+    async def __anext__(self) -> TaskAnswer:
+        """Wait for the next answer."""
+        while not self._ready:
+            self._ready.extend(task_answers(self._parts.encoded, await anext(self._parts)))
+        return self._ready.popleft()
+
+    async def aclose(self) -> None:
+        """Cancel what is left."""
+        self._ready.clear()
+        self._parts.close()
 
 
 class Collected:

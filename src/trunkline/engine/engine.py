@@ -13,7 +13,7 @@ from trunkline.bundle.store import Bundle, open_bundle
 from trunkline.core.specs import BranchSpec
 from trunkline.core.types import Example, Prediction
 from trunkline.engine.answers import RawAnswer, TaskAnswer, raw_answers, task_answers
-from trunkline.engine.asking import Answers, AsyncAnswers, Parts
+from trunkline.engine.asking import Answers, AsyncAnswers, AsyncParts, Parts
 from trunkline.engine.backends.base import Backend
 from trunkline.engine.backends.choose import choose_backend
 from trunkline.engine.encoding import EncodedRequest, as_examples, encode_request, known_task
@@ -152,22 +152,35 @@ class Engine:
         """
         with self._activating:
             before = self._snapshot
-            after = load_snapshot(bundle, self.backend, before=before, beside=beside)
-            ready = {*before.branches.values(), *before.beside.values()}
-            states = [(bundle, branch) for branch in after.branches.values()]
-            states += [(state, after.beside[e.branch]) for state in beside for e in state.manifest.tasks.values()]
-            new = [(state, branch) for state, branch in states if branch not in ready]
-            if new:
-                # The loop's thread may be in the middle of these programs; twins compute in memory of their own.
-                trunk = after.trunk.twin()
-                for state, branch in new:
-                    replay(state.branch(branch.spec.task), branch, trunk, self.backend)
-                if set(after.trunk.segments) <= set(before.trunk.segments):
-                    trunk = trunk.without_layers()  # They are warm; branches are warmed on what the embeddings give.
-                warm(self.backend, trunk, [branch for _, branch in new], self._limits)
-                self.backend.settle()
+            after = self.prepare(bundle, beside=beside)
             self._snapshot = after
         return tuple(task for task, branch in after.branches.items() if before.branches.get(task) is not branch)
+
+    def prepare(self, bundle: Bundle, *, beside: Sequence[Bundle] = ()) -> Snapshot:
+        """The first half of `activate`: everything is ready, and nothing answers otherwise yet.
+
+        Whoever calls it sees to it that no other change comes between this and `switch`.
+        """
+        before = self._snapshot
+        after = load_snapshot(bundle, self.backend, before=before, beside=beside)
+        ready = {*before.branches.values(), *before.beside.values()}
+        states = [(bundle, branch) for branch in after.branches.values()]
+        states += [(state, after.beside[e.branch]) for state in beside for e in state.manifest.tasks.values()]
+        new = [(state, branch) for state, branch in states if branch not in ready]
+        if new:
+            # The loop's thread may be in the middle of these programs; twins compute in memory of their own.
+            trunk = after.trunk.twin()
+            for state, branch in new:
+                replay(state.branch(branch.spec.task), branch, trunk, self.backend)
+            if set(after.trunk.segments) <= set(before.trunk.segments):
+                trunk = trunk.without_layers()  # They are warm; branches are warmed on what the embeddings give.
+            warm(self.backend, trunk, [branch for _, branch in new], self._limits)
+            self.backend.settle()
+        return after
+
+    def switch(self, snapshot: Snapshot) -> None:
+        """The second half: answer with a snapshot that `prepare` gave."""
+        self._snapshot = snapshot
 
     @property
     def snapshot(self) -> Snapshot:
@@ -229,7 +242,7 @@ class Engine:
         """As `stream`, without blocking the running event loop; arguments, order and errors are the same."""
         deadline = self._deadline(timeout_s)
         encoded = encode_request(self._snapshot, as_examples(examples), tasks)
-        return AsyncAnswers(self.loop, encoded, caller=caller, deadline=deadline)
+        return AsyncAnswers(AsyncParts(self.loop, encoded, caller=caller, deadline=deadline))
 
     def predict(
         self, examples: Sequence[Example] | Sequence[str], *, tasks: Sequence[str] | None = None

@@ -81,6 +81,20 @@ def measure_costs(
     )
 
 
+def branch_seconds(branch: LoadedBranch, trunk: LoadedTrunk, backend: Backend, *, repeats: int = 5) -> float:
+    """How long a text of the branch's greatest length takes from the embeddings to its answer, trunk included.
+
+    Args:
+        branch: Ready to run.
+        trunk: Under it; used by this thread alone (see `LoadedTrunk.twin`).
+        backend: Compiled them.
+        repeats: How often it is run; the median counts.
+    """
+    n_tokens = min(branch.spec.max_length, trunk.config.max_tokens)
+    run = _pass(Runner(backend), trunk, [made_up_row(n_tokens, token=trunk.tokenizer.pad_id)], (branch,))
+    return _alternate({"": run}, repeats)[""]
+
+
 def _check(backbone: Backbone, *, n_rows: int, n_tokens: int, repeats: int) -> None:
     for name, value, least in (("n_rows", n_rows, 1), ("n_tokens", n_tokens, 1), ("repeats", repeats, 3)):
         if value < least:

@@ -1,0 +1,254 @@
+"""From a request to its answers: limits, rows, the engine, decoding."""
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+
+from msgspec import UNSET, UnsetType
+
+from trunkline.core.errors import DataError
+from trunkline.core.types import Example, LabelPrediction, LabelsPrediction, ScorePrediction, Span
+from trunkline.engine.answers import TaskAnswer, task_answers
+from trunkline.engine.asking import AsyncParts, Collected
+from trunkline.engine.encoding import EncodedRequest, encode_request
+from trunkline.engine.engine import Engine
+from trunkline.engine.request import Part
+from trunkline.engine.snapshot import Snapshot
+from trunkline.server.metrics import Metrics
+from trunkline.server.refusals import refuse
+from trunkline.server.settings import RequestLimits, Settings
+from trunkline.wire import (
+    Answer,
+    LabelAnswer,
+    LabelsAnswer,
+    Offsets,
+    ScoreAnswer,
+    ScoredLabel,
+    SpansAnswer,
+    TextSpan,
+    Timings,
+)
+
+INLINE_CHARACTERS = 8_000
+"""Texts that are longer in all are tokenized in another thread, so that the event loop goes on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked, whatever protocol it came by.
+
+    Attributes:
+        examples: Texts or pairs.
+        tasks: Which tasks answer; None lets all that fit.
+        caller: Who asks; callers get equal shares.
+        arrived: On the engine's clock.
+        probabilities: See `trunkline.wire.AnalyzeRequest`, as all below.
+        top_k: As above.
+        offsets: As above.
+        truncate: As above.
+        deadline_ms: As above.
+    """
+
+    examples: Sequence[Example]
+    tasks: Sequence[str] | None
+    caller: str
+    arrived: float
+    probabilities: bool = False
+    top_k: int | None = None
+    offsets: Offsets = "codepoints"
+    truncate: bool = False
+    deadline_ms: float | None = None
+
+
+class Analyzer:
+    """Asks the engine on behalf of all protocols, with the same limits for each."""
+
+    def __init__(self, engine: Engine, settings: Settings, metrics: Metrics) -> None:
+        """Take what answers, what is allowed, and who counts."""
+        self._engine = engine
+        self._settings = settings
+        self._metrics = metrics
+
+    def now(self) -> float:
+        """Seconds on the clock of deadlines."""
+        return self._engine.loop.clock()
+
+    def admit(self) -> None:
+        """Refuse at once what would wait too long; call it before a body is decoded.
+
+        Raises:
+            ServerError: 429, with the time after which it may be worth to ask again.
+        """
+        wait_ms = 1e3 * self._engine.loop.backlog().wait_s
+        if wait_ms > self._settings.max_wait_ms:
+            self._metrics.refused("overloaded")
+            raise refuse(
+                429,
+                "overloaded",
+                f"server: {wait_ms:.0f} ms of work wait; up to {self._settings.max_wait_ms:.0f} ms are taken; "
+                "ask again later",
+                Retry_After=str(max(1, math.ceil((wait_ms - self._settings.max_wait_ms) / 1e3))),
+            )
+
+    async def all_answers(self, question: Question, snapshot: Snapshot) -> list[Answer]:
+        """Every answer, in no order; errors as of `trunkline.engine.engine.Engine.stream`, and `ServerError`."""
+        encoded = await self._encoded(question, snapshot)
+        collected = Collected(self._engine.loop, encoded, caller=question.caller, deadline=self._deadline(question))
+        try:
+            parts = await collected
+        except asyncio.CancelledError:
+            collected.cancel()
+            raise
+        return [answer for part in parts for answer in self._answers(question, encoded, part)]
+
+    async def stream(self, question: Question, snapshot: Snapshot) -> AsyncIterator[list[Answer]]:
+        """Answers as they come, those that come together at once."""
+        encoded = await self._encoded(question, snapshot)
+        parts = AsyncParts(self._engine.loop, encoded, caller=question.caller, deadline=self._deadline(question))
+        try:
+            async for part in parts:
+                yield self._answers(question, encoded, part)
+        finally:
+            parts.close()
+
+    async def parts(self, question: Question, snapshot: Snapshot) -> tuple[EncodedRequest, list[Part]]:
+        """Logits, for protocols that have tensors; errors as of `all_answers`."""
+        encoded = await self._encoded(question, snapshot)
+        collected = Collected(self._engine.loop, encoded, caller=question.caller, deadline=self._deadline(question))
+        try:
+            return encoded, await collected
+        except asyncio.CancelledError:
+            collected.cancel()
+            raise
+
+    async def _encoded(self, question: Question, snapshot: Snapshot) -> EncodedRequest:
+        n_characters = check_texts(question.examples, self._settings.limits)
+        if n_characters <= INLINE_CHARACTERS:
+            encoded = encode_request(snapshot, question.examples, question.tasks)
+        else:
+            encoded = await asyncio.to_thread(encode_request, snapshot, question.examples, question.tasks)
+        if not question.truncate:
+            _refuse_long(encoded)
+        return encoded
+
+    def _deadline(self, question: Question) -> float:
+        return question.arrived + (question.deadline_ms or self._settings.deadline_ms) / 1e3
+
+    def _answers(self, question: Question, encoded: EncodedRequest, part: Part) -> list[Answer]:
+        started = time.perf_counter()
+        decoded = list(task_answers(encoded, part))
+        timings = Timings(
+            queue_ms=round(1e3 * part.queued_s, 3),
+            trunk_ms=round(1e3 * part.trunk_s, 3),
+            branch_ms=round(1e3 * part.branch_s, 3),
+            decode_ms=round(1e3 * (time.perf_counter() - started), 3),
+        )
+        self._metrics.answered(part, decoded, timings)
+        return [to_wire(each, question, timings) for each in decoded]
+
+
+def check_texts(examples: Sequence[Example], limits: RequestLimits) -> int:
+    """Count characters before anything is tokenized.
+
+    Returns:
+        Characters of all texts.
+
+    Raises:
+        ServerError: 413: there are too many texts or characters.
+        DataError: There is no text.
+    """
+    if not examples:
+        raise DataError("texts: none was given; give at least one")
+    if len(examples) > limits.texts:
+        raise refuse(
+            413, "too_many_texts", f"texts: {len(examples)} were given; {limits.texts} are allowed; send fewer"
+        )
+    total = 0
+    for index, example in enumerate(examples):
+        n_characters = max(len(example.text), len(example.text_pair or ""))
+        if n_characters > limits.text_characters:
+            raise refuse(
+                413,
+                "text_too_long",
+                f"text {index}: has {n_characters} characters; {limits.text_characters} are allowed; cut or split it",
+            )
+        total += len(example.text) + len(example.text_pair or "")
+    if total > limits.characters:
+        raise refuse(
+            413, "texts_too_long", f"texts: have {total} characters; {limits.characters} are allowed; send fewer"
+        )
+    return total
+
+
+def _refuse_long(encoded: EncodedRequest) -> None:
+    if not any(row.truncated for row in encoded.rows):
+        return
+    for branch, numbers in encoded.asked.items():
+        for number in numbers.tolist():
+            if encoded.rows[number].truncated:
+                index = encoded.readers[branch.spec.task][number][0]
+                raise refuse(
+                    413,
+                    "text_too_long",
+                    f"text {index}: has more than the {branch.spec.max_length} tokens that task {branch.spec.task!r} "
+                    "reads; cut it yourself, or set truncate to true",
+                )
+
+
+def to_wire(answer: TaskAnswer, question: Question, timings: Timings) -> Answer:
+    """An answer in the form that goes over the network."""
+    common = {
+        "index": answer.index,
+        "task": answer.task,
+        "version": answer.version,
+        "label_schema_version": answer.label_schema_version,
+        "truncated": answer.truncated,
+        "timings": timings,
+    }
+    found = answer.prediction
+    if isinstance(found, LabelPrediction):
+        return LabelAnswer(
+            **common,
+            label=found.label,
+            confidence=found.confidence,
+            abstained=found.label is None,
+            top=_top(found.probabilities, question.top_k),
+            probabilities=found.probabilities if question.probabilities else UNSET,
+        )
+    if isinstance(found, LabelsPrediction):
+        chosen = [ScoredLabel(label=label, confidence=found.probabilities[label]) for label in found.labels]
+        return LabelsAnswer(
+            **common,
+            labels=sorted(chosen, key=lambda each: -each.confidence),
+            top=_top(found.probabilities, question.top_k),
+            probabilities=found.probabilities if question.probabilities else UNSET,
+        )
+    if isinstance(found, ScorePrediction):
+        return ScoreAnswer(**common, score=found.score)
+    text = question.examples[answer.index].text
+    return SpansAnswer(**common, spans=_spans(found.spans, text, question.offsets))
+
+
+def _top(probabilities: dict[str, float], top_k: int | None) -> list[ScoredLabel] | UnsetType:
+    if top_k is None:
+        return UNSET
+    best = sorted(probabilities.items(), key=lambda item: -item[1])[:top_k]
+    return [ScoredLabel(label=label, confidence=share) for label, share in best]
+
+
+def _spans(spans: Sequence[Span], text: str, offsets: Offsets) -> list[TextSpan]:
+    def place(position: int) -> int:
+        if offsets == "codepoints" or text.isascii():
+            return position
+        if offsets == "utf16":
+            return len(text[:position].encode("utf-16-le", "surrogatepass")) // 2
+        return len(text[:position].encode("utf-8", "surrogatepass"))
+
+    return [
+        TextSpan(
+            label=span.label, start=place(span.start), end=place(span.end), text=span.text, confidence=span.confidence
+        )
+        for span in spans
+    ]

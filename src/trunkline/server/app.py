@@ -1,0 +1,163 @@
+"""The ASGI application: routes, and one edge around all of them."""
+
+import logging
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Sequence
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route, Router
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from trunkline.core.errors import TrunklineError
+from trunkline.server import admin_api, answers_api, health_api
+from trunkline.server.bodies import ClientGoneError
+from trunkline.server.openapi import openapi
+from trunkline.server.operation import Asked, JsonResponse, Operation, Service, authorize
+from trunkline.server.refusals import Refusal, refusal_of, refuse
+from trunkline.wire import ErrorBody, ErrorDetail
+
+_ID_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")
+_LONGEST_ID = 64
+_ROUTE, _REQUEST_ID, _ARRIVED = "trunkline.route", "trunkline.request_id", "trunkline.arrived"
+UNKNOWN_ROUTE = "unknown"
+_GONE = 499
+"""Counted where nobody was left to be told, as other servers count it."""
+
+OPERATIONS: tuple[Operation, ...] = (*answers_api.OPERATIONS, *admin_api.OPERATIONS, *health_api.OPERATIONS)
+"""Everything that the server offers over HTTP."""
+
+
+def make_app(service: Service, operations: Sequence[Operation] = OPERATIONS) -> ASGIApp:
+    """The application.
+
+    Args:
+        service: What handlers work with.
+        operations: What it offers.
+    """
+    document = msgspec.json.encode(openapi(operations))
+
+    async def show_openapi(asked: Asked) -> Response:  # noqa: ARG001 - every handler gets what was asked
+        return Response(document, media_type="application/json")
+
+    described = Operation("GET", "/openapi.json", show_openapi, "This document", "operations", needs="nothing")
+    routes = [_route(service, operation) for operation in (*operations, described)]
+    app: ASGIApp = Edge(Router(routes, redirect_slashes=False), service)
+    if service.settings.cors_origins:
+        app = CORSMiddleware(
+            app, allow_origins=service.settings.cors_origins, allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["authorization", "content-type"], expose_headers=["x-request-id"],
+        )  # fmt: skip
+    return app
+
+
+def _route(service: Service, operation: Operation) -> Route:
+    handler: Callable[[Asked], Awaitable[Response]] = operation.handler
+
+    async def endpoint(request: Request) -> Response:
+        scope = request.scope
+        scope[_ROUTE] = operation.path
+        caller = authorize(service, request, operation.needs)
+        return await handler(Asked(service, request, caller, scope[_REQUEST_ID], scope[_ARRIVED]))
+
+    # Starlette answers HEAD wherever it answers GET; bodies are left out by the server.
+    return Route(operation.path, endpoint, methods=[operation.method], name=f"{operation.method} {operation.path}")
+
+
+class Edge:
+    """Around every request: its id, its errors, its count and its line in the log."""
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        """Wrap the routes."""
+        self._app = app
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request; other things than HTTP are passed on."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        request_id = request_id_of(scope)
+        scope["app"], scope[_REQUEST_ID], scope[_ARRIVED] = self, request_id, self._service.analyzer.now()
+        header = (b"x-request-id", request_id.encode())
+        status = 0
+
+        async def told(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], header]
+            await send(message)
+
+        try:
+            error = await self._run(scope, receive, told)
+            if error is not None and not status:
+                await _as_response(refusal_of(error), request_id)(scope, receive, told)
+        finally:
+            self._count(scope, request_id, status or _GONE, time.perf_counter() - started)
+
+    async def _run(self, scope: Scope, receive: Receive, send: Send) -> Exception | None:
+        """Run the routes; what they raise before an answer began is told to the client."""
+        try:
+            await self._app(scope, receive, send)
+        except ClientGoneError:
+            return None
+        except TrunklineError as error:
+            return error
+        except HTTPException as error:
+            return _of_http(error, scope)
+        except TimeoutError:
+            raise  # A client that does not read: its connection is closed, and what is left of the answer dropped.
+        except Exception as error:
+            self._service.log.exception("request failed", extra={"request_id": scope[_REQUEST_ID]})
+            return error
+        return None
+
+    def _count(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
+        route = scope.get(_ROUTE, UNKNOWN_ROUTE)
+        method = scope["method"] if route != UNKNOWN_ROUTE else "any"
+        self._service.metrics.requested(route, method, status, seconds)
+        failed = status >= 500
+        if failed or self._service.settings.access_log:
+            self._service.log.log(
+                logging.WARNING if failed else logging.INFO,
+                "request",
+                extra={
+                    "request_id": request_id,
+                    "method": method,
+                    "route": route,
+                    "status": status,
+                    "ms": round(1e3 * seconds, 3),
+                },
+            )
+
+
+def request_id_of(scope: Scope) -> str:
+    """The id that the client gave its request, where it is harmless; else a new one."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id":
+            given = value.decode("latin-1")
+            if 0 < len(given) <= _LONGEST_ID and _ID_CHARACTERS.issuperset(given):
+                return str(given)
+    return uuid.uuid4().hex
+
+
+def _as_response(refusal: Refusal, request_id: str) -> Response:
+    detail = ErrorDetail(code=refusal.code, message=refusal.message, request_id=request_id)
+    return JsonResponse(ErrorBody(error=detail), status_code=refusal.status, headers=dict(refusal.headers))
+
+
+def _of_http(error: HTTPException, scope: Scope) -> TrunklineError:
+    path = scope["path"][:100]
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "")
+        return refuse(
+            405, "method_not_allowed", f"{scope['method'][:20]} {path!r}: is not offered; {allowed} is; see /docs",
+            Allow=allowed,
+        )  # fmt: skip
+    return refuse(error.status_code, "not_found", f"{path!r}: there is no such path; see /docs for all of them")

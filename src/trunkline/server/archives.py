@@ -1,0 +1,167 @@
+"""Branches from elsewhere: uploads, folders, addresses. Sizes, paths and links are checked before anything is read."""
+
+import asyncio
+import stat
+import tarfile
+import zipfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import closing
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from trunkline.bundle.manifest import BRANCH_FILES
+from trunkline.server.refusals import refuse
+from trunkline.server.settings import Settings
+
+ARCHIVE_TYPES = ("application/x-tar", "application/gzip", "application/zip")
+_CHUNK = 1 << 20
+_MEMBERS = 16
+"""An archive holds four files, and perhaps their folder."""
+
+
+async def write_upload(chunks: AsyncIterator[bytes], path: Path) -> Path:
+    """Write a body to a file as it comes; errors as of `trunkline.server.bodies.body_chunks`."""
+    with path.open("wb") as file:
+        async for chunk in chunks:
+            await asyncio.to_thread(file.write, chunk)
+    return path
+
+
+def unpack(archive: Path, folder: Path, *, max_bytes: int) -> None:
+    """Take the files of a branch out of an archive, and nothing else.
+
+    Args:
+        archive: tar, compressed or not, or zip.
+        folder: Is made; the files come to lie in it, whatever folder they had.
+        max_bytes: Most bytes of all files, unpacked.
+
+    Raises:
+        ServerError: 422: it is no archive, or holds other things than the four files of a branch; 413: it is larger.
+    """
+    folder.mkdir()
+    try:
+        members = _of_zip(archive) if zipfile.is_zipfile(archive) else _of_tar(archive)
+        with closing(members):
+            _write_members(members, folder, max_bytes)
+    except (
+        tarfile.TarError,
+        zipfile.BadZipFile,
+        EOFError,
+        OSError,
+        ValueError,
+        RuntimeError,
+        NotImplementedError,
+    ) as error:
+        raise refuse(
+            422, "damaged_archive", f"archive: cannot be read ({type(error).__name__}); send a tar or zip of the four "
+            "files of a branch",
+        ) from error  # fmt: skip
+    missing = sorted(name for name in BRANCH_FILES if not (folder / name).exists())
+    if missing:
+        raise refuse(422, "incomplete_branch", f"archive: lacks {', '.join(missing)}; send all files of the branch")
+
+
+def _write_members(members: Iterator[tuple[str, Callable[[], IO[bytes]]]], folder: Path, max_bytes: int) -> None:
+    left = max_bytes
+    for name, opened in members:
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or len(path.parts) > 2 or path.name not in BRANCH_FILES:
+            raise refuse(
+                422, "foreign_file", f"archive: holds {name[:100]!r}; only {', '.join(BRANCH_FILES)} are taken, in at "
+                "most one folder; leave it out",
+            )  # fmt: skip
+        with opened() as source, (folder / path.name).open("xb") as target:
+            while chunk := source.read(_CHUNK):
+                left -= len(chunk)
+                if left < 0:
+                    raise refuse(
+                        413, "archive_too_large", f"archive: unpacks to more than {max_bytes} bytes; send less"
+                    )
+                target.write(chunk)
+
+
+def _of_tar(archive: Path) -> Iterator[tuple[str, Callable[[], IO[bytes]]]]:
+    with tarfile.open(archive) as opened:
+        for number, member in enumerate(opened):
+            _check_count(number)
+            if member.isdir():
+                continue
+            if not member.isreg():
+                raise _link(member.name)
+            file = opened.extractfile(member)
+            if file is not None:
+                yield member.name, lambda file=file: file  # type: ignore[misc]
+
+
+def _of_zip(archive: Path) -> Iterator[tuple[str, Callable[[], IO[bytes]]]]:
+    with zipfile.ZipFile(archive) as opened:
+        for number, member in enumerate(opened.infolist()):
+            _check_count(number)
+            if member.is_dir():
+                continue
+            mode = member.external_attr >> 16
+            if mode and not stat.S_ISREG(mode) and stat.S_IFMT(mode):
+                raise _link(member.filename)
+            yield member.filename, lambda member=member: opened.open(member)  # type: ignore[misc]
+
+
+def _check_count(number: int) -> None:
+    if number >= _MEMBERS:
+        raise refuse(422, "foreign_file", f"archive: holds more than {_MEMBERS} members; send the branch's files alone")
+
+
+def _link(name: str) -> Exception:
+    return refuse(422, "foreign_file", f"archive: {name[:100]!r} is no regular file; links and devices are not taken")
+
+
+async def open_source(source: str, settings: Settings, folder: Path) -> Path:
+    """A folder with the branch that an address names.
+
+    Args:
+        source: A folder of this machine, or an address of a file system that fsspec knows.
+        settings: Say what is allowed.
+        folder: Is made where files have to be fetched.
+
+    Raises:
+        ServerError: 403: it lies under none of the allowed sources; 422: it cannot be read.
+    """
+    roots = [root for root in settings.sources if ("://" in root) == ("://" in source)]
+    if "://" not in source:
+        return await asyncio.to_thread(_allowed_folder, source, roots)
+    allowed = any(source.startswith(root.rstrip("/") + "/") for root in roots)
+    if not allowed or ".." in source.split("/") or "::" in source:
+        raise _not_allowed(source)
+    return await asyncio.to_thread(_fetch, source, folder, settings.limits.archive_bytes)
+
+
+def _allowed_folder(source: str, roots: list[str]) -> Path:
+    path = Path(source).resolve()
+    if not any(path.is_relative_to(Path(root).resolve()) for root in roots):
+        raise _not_allowed(source)
+    return path
+
+
+def _fetch(source: str, folder: Path, max_bytes: int) -> Path:
+    import fsspec
+
+    folder.mkdir()
+
+    def members() -> Iterator[tuple[str, Callable[[], IO[bytes]]]]:
+        for name in BRANCH_FILES:
+            yield name, lambda name=name: fsspec.open(f"{source.rstrip('/')}/{name}", "rb").open()  # type: ignore[misc]
+
+    try:
+        _write_members(members(), folder, max_bytes)
+    except (OSError, ValueError, ImportError) as error:
+        raise refuse(
+            422, "unreadable_source", f"source {source[:200]!r}: cannot be read ({type(error).__name__}); check the "
+            "address and the server's rights",
+        ) from error  # fmt: skip
+    return folder
+
+
+def _not_allowed(source: str) -> Exception:
+    return refuse(
+        403, "source_not_allowed", f"source {source[:200]!r}: lies under none of the allowed ones; start the server "
+        "with --source ROOT, or upload an archive",
+    )  # fmt: skip

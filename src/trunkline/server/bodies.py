@@ -1,0 +1,113 @@
+"""Bodies of requests: read within bytes and seconds, decoded with care; and clients that go away meanwhile."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+import msgspec
+from starlette.requests import Request
+
+from trunkline.core.errors import TrunklineError
+from trunkline.server.refusals import malformed, refuse
+
+BodyT = TypeVar("BodyT")
+_LOOK_AFTER_S = 0.05
+"""Most requests are answered before; only then somebody looks whether their client is still there."""
+
+
+class ClientGoneError(TrunklineError):
+    """The client closed its connection; nobody is left to be told."""
+
+
+async def read_body(request: Request, *, max_bytes: int, seconds: float) -> bytes:
+    """The whole body.
+
+    Raises:
+        ServerError: 413: it is larger; 408: it took longer.
+        ClientGoneError: The connection was closed.
+    """
+    chunks = [chunk async for chunk in body_chunks(request, max_bytes=max_bytes, seconds=seconds)]
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+async def body_chunks(request: Request, *, max_bytes: int, seconds: float) -> AsyncIterator[bytes]:
+    """The body piece by piece; errors as of `read_body`, ``seconds`` hold for each piece."""
+    stated = request.headers.get("content-length", "")
+    if stated.isdecimal() and int(stated) > max_bytes:
+        raise _too_large(stated, max_bytes)
+    total = 0
+    while True:
+        try:
+            async with asyncio.timeout(seconds):
+                message = await request.receive()
+        except TimeoutError as error:
+            raise refuse(
+                408, "slow_body", f"body: not whole after {seconds:g} s; send it faster, or less", Connection="close"
+            ) from error
+        if message["type"] == "http.disconnect":
+            raise ClientGoneError("client: closed the connection before its request was read; nothing was done")
+        chunk = message.get("body", b"")
+        total += len(chunk)
+        if total > max_bytes:
+            raise _too_large(f"more than {max_bytes}", max_bytes)
+        if chunk:
+            yield chunk
+        if not message.get("more_body", False):
+            return
+
+
+def decode_body(content: bytes, body_type: type[BodyT]) -> BodyT:
+    """JSON into its type: unknown keys refused, nesting no deeper than the type's.
+
+    Raises:
+        ServerError: 400: it is something else; the message names the nearest field.
+    """
+    try:
+        return msgspec.json.decode(content, type=body_type)
+    except msgspec.MsgspecError as error:
+        raise malformed(error, [each.encode_name for each in msgspec.structs.fields(body_type)]) from error
+    except (UnicodeDecodeError, RecursionError, ValueError) as error:
+        raise refuse(400, "invalid_request", f"body: is no JSON ({str(error)[:200]}); send a JSON object") from error
+
+
+@asynccontextmanager
+async def while_there(request: Request) -> AsyncIterator[None]:
+    """Cancel what runs inside when the client closes its connection; the body must have been read.
+
+    Raises:
+        ClientGoneError: It did.
+    """
+    loop, current = asyncio.get_running_loop(), asyncio.current_task()
+    watchers: list[asyncio.Task[None]] = []
+    gone = False
+
+    async def watch() -> None:
+        nonlocal gone
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        gone = True
+        if current is not None:
+            current.cancel()
+
+    timer = loop.call_later(_LOOK_AFTER_S, lambda: watchers.append(loop.create_task(watch())))
+    try:
+        yield
+    except asyncio.CancelledError as error:
+        if gone and current is not None:
+            current.uncancel()
+            raise ClientGoneError(
+                "client: closed the connection before it was answered; the rest is not run"
+            ) from error
+        raise
+    finally:
+        timer.cancel()
+        for watcher in watchers:
+            watcher.cancel()
+
+
+def _too_large(found: str, allowed: int) -> TrunklineError:
+    return refuse(
+        413, "body_too_large", f"body: has {found} bytes; {allowed} are allowed; send less at a time",
+        Connection="close",
+    )  # fmt: skip

@@ -1,0 +1,337 @@
+"""What is served: which version of each task answers whom, and how that changes while requests come in.
+
+A change is made in this order: files are verified and written, programs are loaded, compared with their golden inputs
+and warmed, the history gets its entry, one reference is replaced. Whatever fails, the state before goes on; a kill
+leaves the state that the history tells.
+"""
+
+import asyncio
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from trunkline.bundle.registry import Registry
+from trunkline.bundle.store import Bundle
+from trunkline.bundle.versions import RegistryState, TaskState
+from trunkline.core.errors import TrunklineError
+from trunkline.engine.encoding import known_task
+from trunkline.engine.engine import Engine
+from trunkline.engine.measure import branch_seconds
+from trunkline.engine.snapshot import Snapshot
+from trunkline.server.refusals import refuse
+from trunkline.server.settings import Settings
+from trunkline.wire import CanaryInfo, Change, HistoryEntry, TaskInfo, VersionInfo
+
+_LOW_PRIORITY = 10
+_PARTS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Routes:
+    """Who answers at one moment.
+
+    Attributes:
+        snapshot: What most requests get.
+        canaries: Task to a version and the percentage of requests that get it.
+    """
+
+    snapshot: Snapshot
+    canaries: Mapping[str, CanaryInfo] = field(default_factory=dict)
+    _variants: dict[frozenset[str], Snapshot] = field(default_factory=dict)
+
+    def snapshot_for(self, key: str) -> Snapshot:
+        """The versions that a request gets: the same for the same key, whatever else is asked."""
+        if not self.canaries:
+            return self.snapshot
+        chosen = frozenset(task for task, canary in self.canaries.items() if _part(task, key) < canary.percent)
+        if not chosen:
+            return self.snapshot
+        if chosen not in self._variants:
+            versions = {task: self.canaries[task].version for task in chosen}
+            self._variants[chosen] = self.snapshot.choosing(versions)
+        return self._variants[chosen]
+
+
+class Deployment:
+    """An engine, and a registry where tasks are to come and go; a bundle alone stays as it is."""
+
+    def __init__(self, engine: Engine, source: Bundle | Registry, settings: Settings) -> None:
+        """Take what was opened, and load what is kept ready.
+
+        Args:
+            engine: With all active versions of the source.
+            source: A bundle, or the registry that decides.
+            settings: Of the server.
+
+        Raises:
+            BundleError: A version that is to answer cannot be used.
+        """
+        self._engine = engine
+        self._registry = source if isinstance(source, Registry) else None
+        self._settings = settings
+        self._changes = ThreadPoolExecutor(1, thread_name_prefix="trunkline-changes", initializer=_step_back)
+        self._lock = threading.Lock()
+        self.routes = Routes(engine.snapshot)
+        if self._registry is not None:
+            self._follow(self._registry.state)
+
+    @property
+    def is_registry(self) -> bool:
+        """Whether tasks can change."""
+        return self._registry is not None
+
+    def close(self) -> None:
+        """Finish the change that runs and take no other."""
+        self._changes.shutdown()
+
+    def task(self, name: str) -> TaskInfo:
+        """One task as it is served.
+
+        Raises:
+            UnknownNameError: There is no such task; the message names the nearest.
+        """
+        routes = self.routes
+        branch = known_task(name, routes.snapshot.branches)
+        spec = branch.spec
+        return TaskInfo(
+            task=name,
+            kind=spec.kind,
+            input=spec.input,
+            labels=spec.labels,
+            label_schema_version=spec.label_schema_version,
+            metric=spec.metric,
+            dev_metric=spec.provenance.dev_metric,
+            max_length=spec.max_length,
+            exit_layer=spec.exit_layer,
+            own_layers=spec.own_layers,
+            version=branch.digest,
+            precision=branch.form.partition("/")[2].partition(" ")[0] or self._engine.backend.precision,
+            canary=routes.canaries.get(name),
+        )
+
+    def tasks(self) -> list[TaskInfo]:
+        """All tasks, in the order of the bundle."""
+        return [self.task(name) for name in self.routes.snapshot.branches]
+
+    def versions(self, task: str) -> list[VersionInfo]:
+        """All versions of a task, oldest first.
+
+        Raises:
+            UnknownNameError: There is no such task.
+            ServerError: 409: a bundle is served, which has no versions.
+        """
+        state = known_task(task, self._changing().state.tasks)
+        ready = self.routes.snapshot.beside
+        return [
+            VersionInfo(
+                version=digest,
+                state=_state_of(digest, state, ready=digest in ready),
+                registered_at=version.at,
+                registered_by=version.who,
+                label_schema_version=version.entry.label_schema_version,
+                dev_metric=version.entry.dev_metric,
+            )
+            for digest, version in state.versions.items()
+        ]
+
+    def history(self, task: str | None = None) -> list[HistoryEntry]:
+        """Every change, oldest first; of one task where it is named."""
+        return [
+            HistoryEntry(
+                seq=entry.seq,
+                at=entry.at,
+                who=entry.who,
+                action=entry.action,
+                task=entry.task,
+                version=entry.version,
+                percent=entry.percent,
+                why=entry.why,
+            )
+            for entry in self._changing().history(task)
+        ]
+
+    async def register(self, task: str, folder: Path, *, who: str, why: str) -> Change:
+        """Take a branch in, verified and loaded, without letting it answer; errors as of `Registry.register`.
+
+        Args:
+            task: Whose version it is to be.
+            folder: Holds the four files of a branch.
+            who: Asks for it.
+            why: For the history.
+        """
+
+        def change(registry: Registry) -> str:
+            def check(bundle: Bundle) -> None:
+                (found,) = bundle.manifest.tasks
+                if found != task:
+                    raise refuse(
+                        422, "wrong_task", f"branch: is of task {found!r}; it was sent to {task!r}; send it to its own"
+                    )
+                snapshot = self._load(bundle)
+                self._check_speed(snapshot, bundle.manifest.tasks[task].branch)
+
+            return registry.register(folder, who=who, why=why, check=check)
+
+        return await self._change(task, change)
+
+    async def activate(self, task: str, version: str, *, who: str, why: str) -> Change:
+        """Let a version answer; errors as of `Registry.activate`."""
+
+        def change(registry: Registry) -> None:
+            self._load(registry.bundle({task: version}))
+            registry.activate(task, version, who=who, why=why)
+
+        return await self._change(task, change)
+
+    async def canary(self, task: str, version: str, percent: float, *, who: str, why: str) -> Change:
+        """Let a version answer a part of the requests; errors as of `Registry.canary`."""
+
+        def change(registry: Registry) -> None:
+            self._load(registry.bundle({task: version}))
+            registry.canary(task, version, percent, who=who, why=why)
+
+        return await self._change(task, change)
+
+    async def rollback(self, task: str, *, who: str, why: str) -> Change:
+        """Let the version answer that answered before; errors as of `Registry.rollback`."""
+
+        def change(registry: Registry) -> None:
+            former = known_task(task, registry.state.tasks).former
+            if former:
+                self._load(registry.bundle({task: former[-1]}))
+            registry.rollback(task, who=who, why=why)
+
+        return await self._change(task, change)
+
+    async def remove(self, task: str, version: str | None, *, who: str, why: str) -> Change:
+        """Take a task out of service, or drop a version; errors as of `Registry.remove`."""
+        return await self._change(task, lambda registry: registry.remove(task, version, who=who, why=why))
+
+    async def follow(self) -> bool:
+        """Take over what somebody else wrote into the registry; whether there was anything.
+
+        Raises:
+            BundleError: What it names cannot be used; the state before goes on.
+        """
+        registry = self._registry
+        if registry is None:
+            return False
+
+        def refresh() -> bool:
+            with self._lock:
+                grown = registry.refresh()
+                if grown:
+                    self._follow(registry.state)
+                return grown
+
+        return await asyncio.get_running_loop().run_in_executor(self._changes, refresh)
+
+    def _changing(self) -> Registry:
+        if self._registry is None:
+            raise refuse(
+                409,
+                "not_a_registry",
+                "server: serves a bundle, whose tasks stay as they are; make a registry of it with "
+                "`trunkline registry create`, and serve that",
+            )
+        return self._registry
+
+    async def _change(self, task: str, change: Callable[[Registry], str | None]) -> Change:
+        registry = self._changing()
+
+        def run() -> Change:
+            with self._lock:
+                change(registry)
+                self._follow(registry.state)
+            active = registry.state.tasks[task].active if task in registry.state.tasks else None
+            return Change(task=task, version=active, seq=registry.state.seq)
+
+        return await asyncio.get_running_loop().run_in_executor(self._changes, run)
+
+    def _load(self, bundle: Bundle) -> Snapshot:
+        """Have a version ready, verified and warm, before anything says that it answers.
+
+        Args:
+            bundle: A state of the registry with that version alone.
+        """
+        registry = self._changing()
+        snapshot = self._engine.prepare(registry.bundle(), beside=[bundle, *self._beside(registry.state)])
+        self._engine.switch(snapshot)
+        return snapshot
+
+    def _check_speed(self, snapshot: Snapshot, version: str) -> None:
+        took_ms = 1e3 * branch_seconds(snapshot.beside[version], snapshot.trunk.twin(), self._engine.backend)
+        if took_ms > self._settings.max_branch_ms:
+            task = snapshot.beside[version].spec.task
+            raise refuse(
+                422,
+                "slow_branch",
+                f"branch of task {task!r}: takes {took_ms:.0f} ms for one text; {self._settings.max_branch_ms:.0f} ms "
+                "are allowed; use fewer layers, or raise --max-branch-ms",
+            )
+
+    def _follow(self, state: RegistryState) -> None:
+        """Make the engine what the registry says."""
+        registry = self._changing()
+        snapshot = self._engine.prepare(registry.bundle(), beside=self._beside(state))
+        self._engine.switch(snapshot)
+        canaries = {
+            task: CanaryInfo(version=of_task.canary.version, percent=of_task.canary.percent)
+            for task, of_task in state.tasks.items()
+            if of_task.canary is not None
+        }
+        self.routes = Routes(snapshot, canaries)
+
+    def _beside(self, state: RegistryState) -> list[Bundle]:
+        """Versions that are kept loaded: canaries, and of each task the last ones that anything happened to."""
+        registry = self._changing()
+        recent: dict[str, dict[str, None]] = {}
+        for entry in reversed(registry.history()):
+            if entry.task is not None and entry.version is not None:
+                recent.setdefault(entry.task, {}).setdefault(entry.version)
+        chosen: list[Bundle] = []
+        for task, of_task in state.tasks.items():
+            canary = [of_task.canary.version] if of_task.canary is not None else []
+            ready = [
+                each for each in recent[task] if each in of_task.versions and each not in (of_task.active, *canary)
+            ][: self._settings.ready_versions]
+            chosen += [registry.bundle({task: version}) for version in (*canary, *ready)]
+        return chosen
+
+
+def _part(task: str, key: str) -> float:
+    """Where a key lies between 0 and 100 for a task; independent from task to task."""
+    digest = hashlib.blake2b(f"{task}\0{key}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") % (100 * _PARTS) / _PARTS
+
+
+def _state_of(digest: str, state: TaskState, *, ready: bool) -> str:
+    if digest == state.active:
+        return "active"
+    if state.canary is not None and digest == state.canary.version:
+        return "canary"
+    return "ready" if ready else "stored"
+
+
+def _step_back() -> None:
+    """Let changes give way to requests: this thread, and those that it starts, get less of a busy processor."""
+    with suppress(OSError, AttributeError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOW_PRIORITY)
+
+
+async def keep_following(deployment: Deployment, told: Callable[[TrunklineError], None], *, seconds: float) -> None:
+    """Look again and again whether the registry was changed by somebody else; runs until it is cancelled."""
+    while True:
+        await asyncio.sleep(seconds)
+        started = time.monotonic()
+        try:
+            await deployment.follow()
+        except TrunklineError as error:
+            told(error)
+            await asyncio.sleep(min(60.0, 10 * (time.monotonic() - started)))

@@ -1,0 +1,48 @@
+"""What operators ask: is it alive, is it ready, what has it counted, what can it do."""
+
+from importlib import resources
+
+from starlette.responses import HTMLResponse, Response
+
+import trunkline
+from trunkline.server.operation import Asked, JsonResponse, Operation
+from trunkline.server.refusals import refuse
+
+_METRICS = "text/plain; version=0.0.4; charset=utf-8"
+
+
+async def live(asked: Asked) -> Response:  # noqa: ARG001 - every handler gets what was asked
+    """The process runs and its event loop turns."""
+    return JsonResponse({"status": "live", "version": trunkline.__version__})
+
+
+async def ready(asked: Asked) -> Response:
+    """Requests are taken: loaded, warm, the engine's thread alive, not about to stop."""
+    if not asked.service.metrics.is_ready:
+        raise refuse(503, "not_ready", "server: loads or stops; ask again, or ask another", Retry_After="1")
+    return JsonResponse({"status": "ready"})
+
+
+async def metrics(asked: Asked) -> Response:
+    """Everything that was counted."""
+    return Response(asked.service.metrics.text(), media_type=_METRICS)
+
+
+async def docs(asked: Asked) -> Response:  # noqa: ARG001 - every handler gets what was asked
+    """A page to read and try the operations on."""
+    return HTMLResponse(
+        resources.files("trunkline.server").joinpath("docs.html").read_text(encoding="utf-8"),
+        headers={
+            "Content-Security-Policy": "default-src 'self'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+        },
+    )
+
+
+OPERATIONS = (
+    Operation("GET", "/health/live", live, "Whether the process runs", "operations", needs="nothing"),
+    Operation("GET", "/health/ready", ready, "Whether requests are taken", "operations", needs="nothing"),
+    Operation("GET", "/metrics", metrics, "Counts for Prometheus", "operations", needs="nothing",
+              other_answers={"text/plain": "Prometheus' text format"}),
+    Operation("GET", "/docs", docs, "A page to try all this on", "operations", needs="nothing",
+              other_answers={"text/html": "a page"}),
+)  # fmt: skip

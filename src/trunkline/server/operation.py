@@ -1,0 +1,157 @@
+"""What the server offers, as a table: routes, authorization and OpenAPI are made from it."""
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from trunkline.server.analyze import Analyzer
+from trunkline.server.bodies import decode_body, read_body
+from trunkline.server.deployment import Deployment
+from trunkline.server.keys import Caller, Keyring
+from trunkline.server.metrics import Metrics
+from trunkline.server.refusals import refuse
+from trunkline.server.settings import Settings
+
+Needs: TypeAlias = Literal["nothing", "infer", "owner", "changes", "admin"]
+"""Whose key it takes: nobody's; anybody's; the owner's of the task in the path; anybody's who changes tasks; the
+administrator's."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Service:
+    """What handlers work with."""
+
+    deployment: Deployment
+    analyzer: Analyzer
+    keyring: Keyring
+    settings: Settings
+    metrics: Metrics
+    log: logging.Logger
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Asked:
+    """A request that may be answered.
+
+    Attributes:
+        service: What handlers work with.
+        request: As it came; its body is unread.
+        caller: Who asks.
+        request_id: Also in the answer's header ``X-Request-Id``.
+        arrived: On the engine's clock.
+    """
+
+    service: Service
+    request: Request
+    caller: Caller
+    request_id: str
+    arrived: float
+
+    async def body(self) -> bytes:
+        """The body within the usual limits; errors as of `trunkline.server.bodies.read_body`."""
+        limits = self.service.settings.limits
+        return await read_body(self.request, max_bytes=limits.body_bytes, seconds=limits.read_s)
+
+    async def decoded(self, body_type: type[Any]) -> Any:
+        """The body as a type; errors as of `trunkline.server.bodies.decode_body` besides."""
+        return decode_body(await self.body(), body_type)
+
+    @property
+    def task(self) -> str:
+        """The task in the path."""
+        return str(self.request.path_params["task"])
+
+
+Handler: TypeAlias = Callable[[Asked], Awaitable[Response]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Operation:
+    """One thing the server does.
+
+    Attributes:
+        method: Of HTTP.
+        path: With names in braces.
+        handler: Does it.
+        summary: One line.
+        tag: Which group it belongs to.
+        needs: Whose key it takes.
+        asks: Type of the JSON body; None takes none.
+        answers: Type of the JSON answer; None where it is another form.
+        status: Of success.
+        example: A body that works with the sample bundle.
+        other_bodies: Further content types that are taken, with what they hold.
+        other_answers: Further content types that are given, with what they hold.
+        query: Names of query parameters, with what they mean.
+    """
+
+    method: str
+    path: str
+    handler: Handler
+    summary: str
+    tag: str
+    needs: Needs = "infer"
+    asks: Any = None
+    answers: Any = None
+    status: int = 200
+    example: Any = None
+    other_bodies: Mapping[str, str] = field(default_factory=dict)
+    other_answers: Mapping[str, str] = field(default_factory=dict)
+    query: Mapping[str, str] = field(default_factory=dict)
+
+
+def authorize(service: Service, request: Request, needs: Needs) -> Caller:
+    """Who asks, if it may.
+
+    Raises:
+        ServerError: 401: there is no key, or it is not known; 403: it does not allow this.
+    """
+    if needs == "nothing":
+        return Caller("", frozenset())
+    caller = service.keyring.caller(request.headers.get("authorization"))
+    require(service, caller, needs, task=request.path_params.get("task", ""))
+    return caller
+
+
+def require(service: Service, caller: Caller, needs: Needs, *, task: str) -> None:
+    """Refuse a caller whose key does not allow something.
+
+    Raises:
+        ServerError: 403: it does not.
+    """
+    allowed = {
+        "nothing": True,
+        "infer": caller.may_infer(),
+        "owner": caller.may_change(task),
+        "changes": caller.may_see_changes(),
+        "admin": "admin" in caller.scopes,
+    }[needs]
+    if allowed:
+        return
+    if service.keyring.is_open:
+        raise refuse(
+            403, "no_keys", "server: has no API keys, so nobody may change tasks; start it with --keys FILE "
+            "(make one with `trunkline keys new NAME --scope admin`)",
+        )  # fmt: skip
+    wanted = (
+        f"owner:{task} or admin" if needs == "owner" else "admin, or owner of a task" if needs == "changes" else needs
+    )
+    raise refuse(
+        403, "not_allowed", f"key {caller.name!r}: has scopes {', '.join(sorted(caller.scopes)) or 'none'}; this needs "
+        f"{wanted}; ask an administrator for a key",
+    )  # fmt: skip
+
+
+class JsonResponse(Response):
+    """A value as JSON."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        """Encode it."""
+        return msgspec.json.encode(content)
