@@ -32,7 +32,7 @@ TRUNK_FILES = ("config.json", "model.safetensors", "tokenizer.json")
 LAYERS_ALLOWED = (1, 1000)
 
 # Names are shown in terminals: no escapes, no line breaks, nothing that reverses the direction of reading.
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _EXTENSION = re.compile(r"layers-([0-9]+)-([0-9]+)-[0-9a-f]{12}\.safetensors")
 _CUT_STEM = re.compile(r"model-[0-9a-f]{12}\.safetensors")
@@ -240,7 +240,7 @@ def check_manifest(manifest: Manifest, subject: str) -> None:
     trunk = manifest.trunk
     lowest, highest = LAYERS_ALLOWED
     _require(lowest <= manifest.n_layers <= highest, subject, f"{manifest.n_layers} layers", f"{lowest}..{highest}")
-    printable = not _CONTROL.search(manifest.backbone)
+    printable = not CONTROL.search(manifest.backbone)
     _require(printable, subject, f"backbone name {manifest.backbone!r}", "a name without control characters")
     names = [_CUT_STEM.sub("model.safetensors", name) for name in trunk.files if extension_layers(name) is None]
     _require(sorted(names) == sorted(TRUNK_FILES), subject, f"trunk files {sorted(names)}", f"{sorted(TRUNK_FILES)}")

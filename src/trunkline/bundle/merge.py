@@ -17,6 +17,7 @@ import numpy as np
 import trunkline
 from trunkline.bundle.files import (
     check_digest,
+    fsync_folder,
     read_inside,
     sha256_hex,
     staged_folder,
@@ -204,17 +205,24 @@ def locked(path: Path) -> Iterator[Bundle]:
         BundleError: There is no bundle, another writer holds the lock too long, or the folder cannot be changed.
     """
     open_bundle(path)  # No lock file is left in a folder that is no bundle.
+    with sole_writer(path, f"bundle {str(path)!r}"):
+        yield open_bundle(path)
+
+
+@contextmanager
+def sole_writer(path: Path, subject: str) -> Iterator[None]:
+    """Hold the lock of a bundle or registry; errors as of `locked`, and no folder is looked for."""
     try:
         with filelock.FileLock(path / LOCK_NAME, timeout=LOCK_TIMEOUT_S):
             _sweep(path)
-            yield open_bundle(path)
+            yield
     except filelock.Timeout as error:
         raise BundleError(
-            f"bundle {str(path)!r}: another writer has held {LOCK_NAME} for {LOCK_TIMEOUT_S:.0f} s; "
+            f"{subject}: another writer has held {LOCK_NAME} for {LOCK_TIMEOUT_S:.0f} s; "
             "one writer at a time is allowed; wait for it, or end it"
         ) from error
     except OSError as error:
-        raise BundleError(f"bundle {str(path)!r}: cannot be changed ({error}); check its permissions") from error
+        raise BundleError(f"{subject}: cannot be changed ({error}); check free space and permissions") from error
 
 
 def _sweep(path: Path) -> None:
@@ -262,16 +270,22 @@ def _put(bundle: Bundle, branch: StoredBranch, folder: Path, backbone: Backbone 
     )
     check_manifest(manifest, f"{bundle.path / MANIFEST_NAME}")
     require_inside(bundle.path, "trunk")
-    require_inside(bundle.path, f"branches/{task}")
-    name = branch_folder(task, branch.digest)
-    if (bundle.path / name).exists():  # Left by a detach or replace: the same bytes, or an error that names the file.
-        read_branch_inside(bundle.path, name, expected=branch.files)
-    else:
-        with staged_folder(bundle.path / name) as staging:
-            _copy_branch(branch, folder, staging)
+    place_branch(bundle.path, branch, folder)
     if extension.name is not None:
         swap_file(bundle.path / "trunk" / extension.name, extension.content)
     return swap_manifest(bundle.path, manifest)
+
+
+def place_branch(root: Path, branch: StoredBranch, folder: Path) -> None:
+    """Copy a branch from its folder to its place in a bundle, durably; call it inside `locked` or `sole_writer`."""
+    require_inside(root, f"branches/{branch.spec.task}")
+    name = branch_folder(branch.spec.task, branch.digest)
+    if (root / name).exists():  # Left by an earlier change: the same bytes, or an error that names the file.
+        read_branch_inside(root, name, expected=branch.files)
+        fsync_folder((root / name).parent)  # Whoever put it there may have been killed before.
+        return
+    with staged_folder(root / name) as staging:
+        _copy_branch(branch, folder, staging)
 
 
 def swap_manifest(path: Path, manifest: Manifest) -> Manifest:

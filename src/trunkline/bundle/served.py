@@ -99,7 +99,7 @@ def read_served(root: Path, folder: str, entry: TrunkEntry | TaskEntry) -> Serve
         return UNGATED
     if entry.ranges is None:
         return Served(entry.precision)
-    name = _ranges_name(folder, entry.ranges)
+    name = ranges_name(folder, entry.ranges)
     content = read_inside(root, name)
     check_digest(content, entry.ranges, f"{root / name}")
     return Served(entry.precision, decode_ranges(content, f"{root / name}"))
@@ -118,8 +118,13 @@ def write_ranges(root: Path, folder: str, ranges: Mapping[str, Range]) -> str:
     """
     content = encode_ranges(ranges)
     digest = sha256_hex(content)
-    swap_file(root / _ranges_name(folder, digest), content)
+    swap_file(root / ranges_name(folder, digest), content)
     return digest
+
+
+def ranges_name(folder: str, digest: str) -> str:
+    """Where ranges lie in a bundle: ``folder`` is ``trunk`` or ``branches/<task>``, ``digest`` the file's SHA-256."""
+    return f"{folder}/ranges-{digest[:12]}.safetensors"
 
 
 def form_of(manifest: Manifest, task: str) -> str:
@@ -136,10 +141,6 @@ def _form(entry: TrunkEntry | TaskEntry) -> str:
     if entry.gate is None:
         return ""
     return entry.precision if entry.ranges is None else f"{entry.precision} {entry.ranges[:16]}"
-
-
-def _ranges_name(folder: str, digest: str) -> str:
-    return f"{folder}/ranges-{digest[:12]}.safetensors"
 
 
 def _no_range(subject: str, name: str) -> BundleError:

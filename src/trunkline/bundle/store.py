@@ -18,7 +18,7 @@ from trunkline.bundle.manifest import (
     decode_manifest,
     decode_versioned,
 )
-from trunkline.bundle.served import UNGATED, Served, read_served
+from trunkline.bundle.served import UNGATED, Served, ranges_name, read_served
 from trunkline.core.errors import (
     BundleError,
     CheckpointError,
@@ -162,6 +162,24 @@ def task_entry(branch: StoredBranch) -> TaskEntry:
         provenance=spec.provenance,
         files=dict(branch.files),
     )
+
+
+def bundle_files(manifest: Manifest) -> dict[str, str]:
+    """Every immutable file that a manifest names, relative to the bundle, to its SHA-256."""
+    files = {f"trunk/{name}": digest for name, digest in manifest.trunk.files.items()}
+    if manifest.trunk.ranges is not None:
+        files[ranges_name("trunk", manifest.trunk.ranges)] = manifest.trunk.ranges
+    for task, entry in manifest.tasks.items():
+        files |= branch_files(task, entry)
+    return files
+
+
+def branch_files(task: str, entry: TaskEntry) -> dict[str, str]:
+    """As `bundle_files`, of one task's branch."""
+    files = {f"{branch_folder(task, entry.branch)}/{name}": digest for name, digest in entry.files.items()}
+    if entry.ranges is not None:
+        files[ranges_name(f"branches/{task}", entry.ranges)] = entry.ranges
+    return files
 
 
 def check_trunk(spec: BranchSpec, chain: tuple[str, ...], subject: str) -> None:

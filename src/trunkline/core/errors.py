@@ -12,7 +12,8 @@ TrunklineError
 │   ├── SchemaVersionError              written by a newer Trunkline
 │   ├── MissingBranchError (KeyError)   the manifest or a file lacks a branch
 │   ├── NonFiniteError                  NaN or infinity among weights or answers
-│   └── VerificationError               golden inputs give other answers
+│   ├── VerificationError               golden inputs give other answers
+│   └── RegistryError                   a change does not fit what the registry holds
 ├── EngineError          (RuntimeError) an engine does not answer a request
 │   ├── QueueFullError                  its bounded queue has no room
 │   ├── DeadlineError (TimeoutError)    the request's deadline has passed
@@ -85,6 +86,10 @@ class NonFiniteError(BundleError):
 
 class VerificationError(BundleError):
     """Golden inputs no longer give the answers that were stored with the branch."""
+
+
+class RegistryError(BundleError):
+    """A change of a registry is refused: it does not fit the versions that the registry holds, or came too late."""
 
 
 class EngineError(TrunklineError, RuntimeError):
