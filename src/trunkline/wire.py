@@ -8,6 +8,7 @@ from typing import Annotated, Literal, TypeAlias
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+VersionState: TypeAlias = Literal["active", "canary", "ready", "stored"]
 Offsets: TypeAlias = Literal["codepoints", "utf16", "bytes"]
 Text: TypeAlias = Annotated[str, Meta(examples=["wake me up at seven"])]
 Percent: TypeAlias = Annotated[float, Meta(ge=0, le=100)]
@@ -251,7 +252,7 @@ class VersionInfo(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     version: str
-    state: Literal["active", "canary", "ready", "stored"]
+    state: VersionState
     registered_at: str
     registered_by: str
     label_schema_version: int

@@ -182,7 +182,15 @@ class Registry:
         """
         return Bundle(path=self.path, manifest=self.state.manifest(versions))
 
-    def register(self, folder: Path, *, who: str, why: str, expected_seq: int | None = None) -> str:
+    def register(
+        self,
+        folder: Path,
+        *,
+        who: str,
+        why: str,
+        expected_seq: int | None = None,
+        check: Callable[[Bundle], None] = lambda _: None,
+    ) -> str:
         """Add a branch as a version of its task; it answers nothing before `activate` or `canary`.
 
         Registering the bytes of a registered version again adds no entry.
@@ -192,6 +200,8 @@ class Registry:
             who: As for every change.
             why: As for every change.
             expected_seq: As for every change.
+            check: Is given a bundle with this version alone once its files are in place; what it raises is raised, and
+                the version is not registered.
 
         Returns:
             The version: the branch's digest.
@@ -209,9 +219,10 @@ class Registry:
             if not registered:
                 _check_depth(state, branch, f"registry {str(self.path)!r}")
                 check_change(self.bundle(), branch)
-                fold(state, entry)
+                after = fold(state, entry)
             place_branch(self.path, branch, folder)
             if not registered:
+                check(Bundle(path=self.path, manifest=after.manifest({task: version})))
                 self._append(entry)
         return version
 

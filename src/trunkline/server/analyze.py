@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from msgspec import UNSET, UnsetType
 
@@ -199,7 +200,7 @@ def _refuse_long(encoded: EncodedRequest) -> None:
 
 def to_wire(answer: TaskAnswer, question: Question, timings: Timings) -> Answer:
     """An answer in the form that goes over the network."""
-    common = {
+    common: dict[str, Any] = {
         "index": answer.index,
         "task": answer.task,
         "version": answer.version,

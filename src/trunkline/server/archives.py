@@ -4,10 +4,10 @@ import asyncio
 import stat
 import tarfile
 import zipfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import closing
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, TypeAlias
 
 from trunkline.bundle.manifest import BRANCH_FILES
 from trunkline.server.refusals import refuse
@@ -15,6 +15,8 @@ from trunkline.server.settings import Settings
 
 ARCHIVE_TYPES = ("application/x-tar", "application/gzip", "application/zip")
 _CHUNK = 1 << 20
+_Members: TypeAlias = Generator[tuple[str, Callable[[], IO[bytes]]], None, None]
+"""Names, and how to open each."""
 _MEMBERS = 16
 """An archive holds four files, and perhaps their folder."""
 
@@ -61,7 +63,7 @@ def unpack(archive: Path, folder: Path, *, max_bytes: int) -> None:
         raise refuse(422, "incomplete_branch", f"archive: lacks {', '.join(missing)}; send all files of the branch")
 
 
-def _write_members(members: Iterator[tuple[str, Callable[[], IO[bytes]]]], folder: Path, max_bytes: int) -> None:
+def _write_members(members: _Members, folder: Path, max_bytes: int) -> None:
     left = max_bytes
     for name, opened in members:
         path = PurePosixPath(name)
@@ -80,7 +82,7 @@ def _write_members(members: Iterator[tuple[str, Callable[[], IO[bytes]]]], folde
                 target.write(chunk)
 
 
-def _of_tar(archive: Path) -> Iterator[tuple[str, Callable[[], IO[bytes]]]]:
+def _of_tar(archive: Path) -> _Members:
     with tarfile.open(archive) as opened:
         for number, member in enumerate(opened):
             _check_count(number)
@@ -93,7 +95,7 @@ def _of_tar(archive: Path) -> Iterator[tuple[str, Callable[[], IO[bytes]]]]:
                 yield member.name, lambda file=file: file  # type: ignore[misc]
 
 
-def _of_zip(archive: Path) -> Iterator[tuple[str, Callable[[], IO[bytes]]]]:
+def _of_zip(archive: Path) -> _Members:
     with zipfile.ZipFile(archive) as opened:
         for number, member in enumerate(opened.infolist()):
             _check_count(number)
@@ -146,7 +148,7 @@ def _fetch(source: str, folder: Path, max_bytes: int) -> Path:
 
     folder.mkdir()
 
-    def members() -> Iterator[tuple[str, Callable[[], IO[bytes]]]]:
+    def members() -> _Members:
         for name in BRANCH_FILES:
             yield name, lambda name=name: fsspec.open(f"{source.rstrip('/')}/{name}", "rb").open()  # type: ignore[misc]
 

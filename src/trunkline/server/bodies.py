@@ -11,7 +11,7 @@ from starlette.requests import Request
 from trunkline.core.errors import TrunklineError
 from trunkline.server.refusals import malformed, refuse
 
-BodyT = TypeVar("BodyT")
+BodyT = TypeVar("BodyT", bound=msgspec.Struct)
 _LOOK_AFTER_S = 0.05
 """Most requests are answered before; only then somebody looks whether their client is still there."""
 

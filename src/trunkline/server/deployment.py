@@ -26,7 +26,7 @@ from trunkline.engine.measure import branch_seconds
 from trunkline.engine.snapshot import Snapshot
 from trunkline.server.refusals import refuse
 from trunkline.server.settings import Settings
-from trunkline.wire import CanaryInfo, Change, HistoryEntry, TaskInfo, VersionInfo
+from trunkline.wire import CanaryInfo, Change, HistoryEntry, TaskInfo, VersionInfo, VersionState
 
 _LOW_PRIORITY = 10
 _PARTS = 10_000
@@ -311,7 +311,7 @@ def _part(task: str, key: str) -> float:
     return int.from_bytes(digest, "big") % (100 * _PARTS) / _PARTS
 
 
-def _state_of(digest: str, state: TaskState, *, ready: bool) -> str:
+def _state_of(digest: str, state: TaskState, *, ready: bool) -> VersionState:
     if digest == state.active:
         return "active"
     if state.canary is not None and digest == state.canary.version:
