@@ -2,7 +2,8 @@
 
 Every Python and shell block of a page is run, in order, in one folder and one namespace for the page. A comment on the
 line before a block changes that: ``<!-- not run: why -->`` (commands are still parsed), ``<!-- file: PATH -->`` (the
-block is written there), ``<!-- output -->`` (the block is what the block before it printed).
+block is written there), ``<!-- output -->`` (the block is what the block before it printed), ``<!-- keys file -->`` (a
+YAML block is one, and no task file).
 """
 
 import contextlib
@@ -25,6 +26,7 @@ from tests.tiny import tiny_backbone, write_checkpoint
 from trunkline.cli.main import app
 from trunkline.core.specs import TaskSpec, convert_spec
 from trunkline.demo.samples import write_samples
+from trunkline.server.keys import Keys
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = (ROOT / "README.md", *sorted(p for p in (ROOT / "docs").rglob("*.md") if "_build" not in p.parts))
@@ -93,7 +95,8 @@ def _run_block(block: Block, names: dict[str, Any], said: str) -> str:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(block.text, "utf-8")
     if block.language == "yaml":
-        convert_spec(msgspec.yaml.decode(block.text), TaskSpec, "task file")
+        spec = Keys if block.note == "keys file" else TaskSpec
+        convert_spec(msgspec.yaml.decode(block.text), spec, block.note or "task file")
     elif block.language == "json":
         _check_json(block.text)
     elif block.language == "sh":

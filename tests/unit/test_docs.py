@@ -19,7 +19,9 @@ from benchmarks.harness import RESULTS
 from benchmarks.paper_tables_report import NO_RESULT, PAGE, RESULT, markdown_result
 from tests.docs_blocks import PAGES, ROOT, all_commands, blocks, commands_of, make_site, parse_command, run_page
 from trunkline.bundle.golden import Golden
+from trunkline.bundle.history import Base, Entry
 from trunkline.bundle.manifest import Manifest, TaskEntry, TaskGate, TrunkEntry, TrunkGate
+from trunkline.bundle.versions import Canary, RegistryState, TaskState, Version
 from trunkline.cli.main import app
 from trunkline.core import errors
 from trunkline.core.costs import CostTable
@@ -81,6 +83,10 @@ PAGES_OF_SPECS: dict[type, tuple[str, str]] = {
     **{
         spec: ("reference/bundle-format.md", spec.__name__)
         for spec in (Manifest, TrunkEntry, TrunkGate, TaskEntry, TaskGate, BranchSpec, Calibration, Provenance, Golden)
+    },
+    **{
+        spec: ("reference/registry.md", spec.__name__)
+        for spec in (Entry, Base, RegistryState, TaskState, Version, Canary)
     },
     **{
         spec: ("how-to/get-json.md", spec.__name__)

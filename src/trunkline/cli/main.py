@@ -26,6 +26,7 @@ from trunkline.cli.options import (
 )
 from trunkline.cli.plan import plan_command
 from trunkline.cli.quantize import quantize_command
+from trunkline.cli.registry import registry_app, tasks_app
 from trunkline.cli.reproduce import reproduce_command
 from trunkline.cli.search import search_command
 from trunkline.cli.serve import keys_app, missing_server, serve_command
@@ -53,6 +54,8 @@ DeeperOption = Annotated[str | None, typer.Option(help="The backbone; needed to 
 TRAIN_MODULES = frozenset({"accelerate", "datasets", "pyarrow", "scipy", "seqeval", "sklearn", "torch", "transformers"})
 
 app.add_typer(cache_commands.app, name="cache")
+app.add_typer(registry_app, name="registry")
+app.add_typer(tasks_app, name="tasks")
 app.command("train")(train_command)
 app.command("search")(search_command)
 app.command("reproduce")(reproduce_command)
