@@ -18,6 +18,7 @@ _ERRORS = {
     "404": "A task or version that is not there; the message names the nearest.",
     "408": "The body came too slowly.",
     "413": "More bytes, texts, characters or tokens than are allowed.",
+    "415": "The body is compressed.",
     "429": "The queue is full; see Retry-After.",
     "503": "Not ready, or about to stop; see Retry-After.",
     "504": "The deadline passed.",
@@ -64,7 +65,7 @@ def openapi(operations: Sequence[Operation]) -> dict[str, Any]:
 
 def _described(operation: Operation, of_type: dict[Any, Any]) -> dict[str, Any]:
     told = (operation.handler.__doc__ or "").strip().split("\n\n")[0].replace("\n", " ")
-    errors = {**_ERRORS, **(_CHANGE_ERRORS if operation.tag == "tasks" else {})} if operation.needs != "nothing" else {
+    errors = {**_ERRORS, **(_CHANGE_ERRORS if operation.needs == "owner" else {})} if operation.needs != "nothing" else {
         "503": _ERRORS["503"]
     }  # fmt: skip
     body_of_errors = {"application/json": {"schema": of_type[operation.errors.body]}}

@@ -159,7 +159,7 @@ def _error(refusal: Refusal, request_id: str) -> TeiError:  # noqa: ARG001 - the
 ERRORS = ErrorForm(TeiError, _error)
 _MORE: dict[str, Any] = {
     "asks": PredictRequest,
-    "answers": list[PredictedLabel] | list[list[PredictedLabel]],
+    "answers": list[PredictedLabel | list[PredictedLabel]],
     "example": {"inputs": "wake me up at seven"},
     "errors": ERRORS,
 }
