@@ -9,4 +9,4 @@ from trunkline.server.operation import Service
 @asynccontextmanager
 async def serve_grpc(service: Service) -> AsyncIterator[int | None]:  # noqa: ARG001
     """Nothing yet."""
-    yield None
+    yield 0
