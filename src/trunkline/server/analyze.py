@@ -3,7 +3,7 @@
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,13 +96,9 @@ class Analyzer:
     async def all_answers(self, question: Question, snapshot: Snapshot) -> list[Answer]:
         """Every answer, in no order; errors as of `trunkline.engine.engine.Engine.stream`, and `ServerError`."""
         encoded = await self._encoded(question, snapshot)
-        collected = Collected(self._engine.loop, encoded, caller=question.caller, deadline=self._deadline(question))
-        try:
-            parts = await collected
-        except asyncio.CancelledError:
-            collected.cancel()
-            raise
-        return [answer for part in parts for answer in self._answers(question, encoded, part)]
+        answers: list[Answer] = []
+        await self._collected(question, encoded, lambda part: answers.extend(self._answers(question, encoded, part)))
+        return answers
 
     async def stream(self, question: Question, snapshot: Snapshot) -> AsyncIterator[list[Answer]]:
         """Answers as they come, those that come together at once."""
@@ -117,9 +113,15 @@ class Analyzer:
     async def parts(self, question: Question, snapshot: Snapshot) -> tuple[EncodedRequest, list[Part]]:
         """Logits, for protocols that have tensors; errors as of `all_answers`."""
         encoded = await self._encoded(question, snapshot)
-        collected = Collected(self._engine.loop, encoded, caller=question.caller, deadline=self._deadline(question))
+        parts: list[Part] = []
+        await self._collected(question, encoded, parts.append)
+        return encoded, parts
+
+    async def _collected(self, question: Question, encoded: EncodedRequest, take: Callable[[Part], None]) -> None:
+        deadline = self._deadline(question)
+        collected = Collected(self._engine.loop, encoded, take, caller=question.caller, deadline=deadline)
         try:
-            return encoded, await collected
+            await collected
         except asyncio.CancelledError:
             collected.cancel()
             raise
