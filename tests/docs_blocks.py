@@ -3,7 +3,8 @@
 Every Python and shell block of a page is run, in order, in one folder and one namespace for the page. A comment on the
 line before a block changes that: ``<!-- not run: why -->`` (commands are still parsed), ``<!-- file: PATH -->`` (the
 block is written there), ``<!-- output -->`` (the block is what the block before it printed), ``<!-- keys file -->`` (a
-YAML block is one, and no task file). ``trunkline serve`` starts a server that lives until the page ends; ``curl`` asks it.
+YAML block is one, and no task file). ``trunkline serve`` starts a server that lives until the page ends; ``curl`` asks
+it.
 """
 
 import contextlib
@@ -147,15 +148,10 @@ def _run_block(block: Block, names: dict[str, Any], said: str, server: LiveServe
         _check_json(block.text)
     elif block.language == "sh":
         for command in commands(block.text):
-            words = _pipeline(command)[0].words
             if block.note.startswith("not run: "):
                 parse_command(command)
-            elif words[0] == "curl":
-                said = server.curl(command)
-            elif words[:2] == ("trunkline", "serve"):
-                server.start(words)
             else:
-                run_command(command)
+                said = _run_with(server, command) or said
     elif block.language == "python" and not block.note.startswith("not run: "):
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
@@ -164,6 +160,17 @@ def _run_block(block: Block, names: dict[str, Any], said: str, server: LiveServe
     elif block.note == "output":
         assert said == block.text
     return said
+
+
+def _run_with(server: LiveServer, command: str) -> str:
+    words = _pipeline(command)[0].words
+    if words[0] == "curl":
+        return server.curl(command)
+    if words[:2] == ("trunkline", "serve"):
+        server.start(words)
+    else:
+        run_command(command)
+    return ""
 
 
 def _check_json(text: str) -> None:
