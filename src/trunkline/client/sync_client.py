@@ -186,7 +186,8 @@ class Client:
     def _run(self, call: Call[AnswerT], timeout_s: float | None = None) -> AnswerT:
         settings = with_timeout(self._settings, timeout_s)
         place = Place.of(call, settings)
-        return self._patiently(self._attempt, call, place, Patience(call, settings, self._clock))
+        found: AnswerT = self._patiently(self._attempt, call, place, Patience(call, settings, self._clock))
+        return found
 
     def _patiently(self, attempt: Callable[..., T], call: Call[Any], place: Place, patience: Patience) -> T:
         if self._http.is_closed:
