@@ -72,8 +72,9 @@ class Registry:
     - `UnknownNameError` or `MissingBranchError`: there is no such task or version; the nearest is named;
     - `RegistryError`: it does not fit the state, or another change came after ``expected_seq``;
     - `SpecError`: ``who``, ``why``, ``percent`` or ``version`` is no such value;
-    - `BundleError`: another writer holds the lock too long, or the folder cannot be read or written. Nothing was
-      changed then.
+    - `BundleError`: another writer holds the lock too long, or the folder cannot be read or written.
+
+    What raises has changed nothing; where a disk refuses even to take a write back, look at the state that is read.
 
     Args:
         path: Its folder.
@@ -296,6 +297,8 @@ class Registry:
             BundleError: The folder cannot be changed.
         """
         with self._changing(None) as current:
+            with (self.path / HISTORY_NAME).open("rb") as file:
+                os.fsync(file.fileno())  # Its writer may have been killed before: no crash may bring a version back.
             files = {
                 Path(name)
                 for task, each in current.state.tasks.items()
