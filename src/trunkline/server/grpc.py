@@ -11,7 +11,8 @@ import grpc
 
 from trunkline.core.errors import SpecError, TrunklineError
 from trunkline.server import oip, oip_pb2
-from trunkline.server.oip import Asking, Given, Inference, Inferred
+from trunkline.server.oip import Asking, Inference, Inferred
+from trunkline.server.oip_tensors import Given, TensorForm, inputs_of, outputs_of
 from trunkline.server.operation import Needs, Service, request_id_of, require
 from trunkline.server.refusals import Refusal, refusal_of
 
@@ -166,7 +167,7 @@ async def _model_ready(asked: _Asked) -> Any:
 async def _model(asked: _Asked) -> Any:
     _, branch = oip.find_task(asked.service, asked.message.name, asked.message.version, asked.request_id)
 
-    def described(forms: tuple[oip.TensorForm, ...]) -> list[Any]:
+    def described(forms: tuple[TensorForm, ...]) -> list[Any]:
         tensor = oip_pb2.ModelMetadataResponse.TensorMetadata
         return [tensor(name=form.name, datatype=form.datatype, shape=form.shape) for form in forms]
 
@@ -174,8 +175,8 @@ async def _model(asked: _Asked) -> Any:
         name=branch.spec.task,
         versions=oip.versions_of(asked.service, branch.spec.task),
         platform=oip.PLATFORM,
-        inputs=described(oip.inputs_of(branch.spec)),
-        outputs=described(oip.outputs_of(branch.spec)),
+        inputs=described(inputs_of(branch.spec)),
+        outputs=described(outputs_of(branch.spec)),
     )
 
 

@@ -12,7 +12,8 @@ from trunkline.engine.snapshot import LoadedBranch
 from trunkline.server import oip
 from trunkline.server.bodies import decode_body, refuse_encoded, while_there
 from trunkline.server.health_api import refuse_unready
-from trunkline.server.oip import Asking, Given, Inference, Inferred, Tensor
+from trunkline.server.oip import Asking, Inference, Inferred
+from trunkline.server.oip_tensors import Given, Tensor, TensorForm, inputs_of, outputs_of
 from trunkline.server.operation import Asked, ErrorForm, JsonResponse, Operation
 from trunkline.server.refusals import Refusal
 
@@ -187,8 +188,8 @@ async def oip_model(asked: Asked) -> Response:
             name=spec.task,
             versions=oip.versions_of(asked.service, spec.task),
             platform=oip.PLATFORM,
-            inputs=[_described(form) for form in oip.inputs_of(spec)],
-            outputs=[_described(form) for form in oip.outputs_of(spec)],
+            inputs=[_described(form) for form in inputs_of(spec)],
+            outputs=[_described(form) for form in outputs_of(spec)],
         )
     )
 
@@ -345,7 +346,7 @@ def _branch(asked: Asked) -> LoadedBranch:
     return oip.find_task(asked.service, asked.task, _version(asked), asked.request_id)[1]
 
 
-def _described(form: oip.TensorForm) -> TensorMetadata:
+def _described(form: TensorForm) -> TensorMetadata:
     return TensorMetadata(name=form.name, datatype=form.datatype, shape=list(form.shape))
 
 
