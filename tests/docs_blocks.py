@@ -3,7 +3,8 @@
 Every Python and shell block of a page is run, in order, in one folder and one namespace for the page. A comment on the
 line before a block changes that: ``<!-- not run: why -->`` (commands are still parsed), ``<!-- file: PATH -->`` (the
 block is written there), ``<!-- output -->`` (the block is what the block before it printed), ``<!-- keys file -->`` (a
-YAML block is one, and no task file).
+YAML block is one, and no task file). ``trunkline serve`` starts a server that lives until the page ends; ``curl`` asks
+it.
 """
 
 import contextlib
@@ -11,6 +12,8 @@ import io
 import json
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
@@ -33,7 +36,7 @@ PAGES = (ROOT / "README.md", *sorted(p for p in (ROOT / "docs").rglob("*.md") if
 PICO = "pico"
 BACKBONES = ("minilm", "sentence-transformers/all-mpnet-base-v2")
 """Backbones that pages name; the pico one stands in for them."""
-NOT_OURS = frozenset({"cd", "git", "pip", "python", "export", "mkdir", "cat", "less"})
+NOT_OURS = frozenset({"cd", "git", "pip", "python", "export", "mkdir", "cat", "less", "curl", "docker"})
 """Programs of other people: their commands are not run."""
 
 _BLOCK = re.compile(
@@ -76,20 +79,66 @@ def make_site(folder: Path) -> None:
             run_command(command)
 
 
+class LiveServer:
+    """The server that a page starts with ``trunkline serve``, on free ports in the place of the usual ones."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+        self._port, self._grpc_port = "8000", "8001"
+
+    def start(self, words: tuple[str, ...]) -> None:
+        """Run the command until it listens."""
+        self.stop()
+        code = "from trunkline.cli import main; main()"
+        command = [sys.executable, "-c", code, *words[1:], "--port", "0", "--grpc-port", "0", "--threads", "1"]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        told = ""
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            told += line
+            if line.startswith("listening on"):
+                break
+        (self._port,) = re.findall(r"http://[^:]+:(\d+)", told)
+        (self._grpc_port,) = re.findall(r"gRPC on [^:]+:(\d+)", told)
+
+    def with_ports(self, text: str) -> str:
+        """A text with the port that the server really has; a client that names none is given one."""
+        text = text.replace("Client()", 'Client("http://127.0.0.1:8000")')
+        text = text.replace("127.0.0.1:8001", f"127.0.0.1:{self._grpc_port}")
+        return text.replace("127.0.0.1:8000", f"127.0.0.1:{self._port}")
+
+    def curl(self, command: str) -> str:
+        """What curl prints; a refusal of the server is none of curl's errors."""
+        done = subprocess.run(
+            shlex.split(self.with_ports(command)), capture_output=True, text=True, check=True, timeout=60
+        )
+        return done.stdout
+
+    def stop(self) -> None:
+        """End it, as SIGTERM does; it must end well."""
+        if self._process is not None:
+            self._process.terminate()
+            self._process.communicate(timeout=60)
+            assert self._process.returncode == 0
+            self._process = None
+
+
 def run_page(page: Path, folder: Path) -> None:
     """Run a page's blocks in ``folder``, a site."""
     names: dict[str, Any] = {}
     said = ""
-    with contextlib.chdir(folder):
+    server = LiveServer()
+    with contextlib.chdir(folder), contextlib.ExitStack() as stack:
+        stack.callback(server.stop)
         for block in blocks(page):
             try:
-                said = _run_block(block, names, said)
+                said = _run_block(block, names, said, server)
             except Exception as error:
                 error.add_note(f"in {page.relative_to(ROOT)} line {block.line}")
                 raise
 
 
-def _run_block(block: Block, names: dict[str, Any], said: str) -> str:
+def _run_block(block: Block, names: dict[str, Any], said: str, server: LiveServer) -> str:
     if block.note.startswith("file: "):
         path = Path(block.note.removeprefix("file: "))
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -104,15 +153,26 @@ def _run_block(block: Block, names: dict[str, Any], said: str) -> str:
             if block.note.startswith("not run: "):
                 parse_command(command)
             else:
-                run_command(command)
+                said = _run_with(server, command) or said
     elif block.language == "python" and not block.note.startswith("not run: "):
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
-            exec(compile(with_pico(block.text), f"block at line {block.line}", "exec"), names)  # noqa: S102
+            exec(compile(server.with_ports(with_pico(block.text)), f"block at line {block.line}", "exec"), names)  # noqa: S102
         return printed.getvalue()
     elif block.note == "output":
         assert said == block.text
     return said
+
+
+def _run_with(server: LiveServer, command: str) -> str:
+    words = _pipeline(command)[0].words
+    if words[0] == "curl":
+        return server.curl(command)
+    if words[:2] == ("trunkline", "serve"):
+        server.start(words)
+    else:
+        run_command(command)
+    return ""
 
 
 def _check_json(text: str) -> None:

@@ -6,8 +6,7 @@ state (design.md, sections 4 and 7).
 """
 
 import os
-import shutil
-import uuid
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from trunkline.bundle.files import check_digest, read_inside, staged_folder, write_file
+from trunkline.bundle.files import check_digest, read_inside, remove_whole, staged_folder, write_file
 from trunkline.bundle.history import (
     HISTORY_NAME,
     SCHEMA_VERSION,
@@ -54,6 +53,11 @@ class _Reading:
     state: RegistryState
     stamp: tuple[int, ...]
 
+    def next(self, at: str, action: Action, *, who: str, why: str, **details: Any) -> Entry:
+        """The entry that may come after."""
+        seq = self.state.seq + 1
+        return Entry(schema_version=SCHEMA_VERSION, seq=seq, at=at, who=who, action=action, why=why, **details)
+
 
 class Registry:
     """A registry that was opened; make one with `create` or `open`.
@@ -66,8 +70,9 @@ class Registry:
     - `UnknownNameError` or `MissingBranchError`: there is no such task or version; the nearest is named;
     - `RegistryError`: it does not fit the state, or another change came after ``expected_seq``;
     - `SpecError`: ``who``, ``why``, ``percent`` or ``version`` is no such value;
-    - `BundleError`: another writer holds the lock too long, or the folder cannot be read or written. Nothing was
-      changed then.
+    - `BundleError`: another writer holds the lock too long, or the folder cannot be read or written.
+
+    What raises has changed nothing; where a disk refuses even to take a write back, look at the state that is read.
 
     Args:
         path: Its folder.
@@ -79,6 +84,7 @@ class Registry:
         self.path = path
         self._reading = reading
         self._clock = clock
+        self._guard = threading.Lock()
 
     @classmethod
     def create(
@@ -98,7 +104,7 @@ class Registry:
             BundleError: ``path`` cannot be written; or errors of `Bundle.trunk` and `Bundle.branch`, which are read
                 and verified.
         """
-        entries = first_entries(bundle.manifest, who=who, why=why, at=_stamp_of(clock))
+        entries = first_entries(bundle.manifest, who=who, why=why, at=_text_of(clock()))
         replay(entries, f"{path}")
         bundle.trunk()
         for task in bundle.manifest.tasks:
@@ -143,17 +149,10 @@ class Registry:
             BundleError: As for `open`.
         """
         known = self._reading
-        if _stamp(self.path) == known.stamp:
-            return False
-        found = _read(self.path)
-        # The last entry may have been read while it was written, and taken back: a write that failed.
-        settled = known.history.entries[:-1]
-        if settled and found.history.entries[len(settled) - 1 : len(settled)] != settled[-1:]:
-            raise DigestMismatchError(
-                f"{self.path / HISTORY_NAME}: no longer begins with the {len(settled)} entries that were read before; "
-                "lines may only be added; restore the file from a copy"
-            )
-        self._reading = found
+        found = self._look(known)
+        with self._guard:
+            if self._reading is known:  # Else another thread's change came in between, and is the newer one.
+                self._reading = found
         return found.state != known.state
 
     def history(self, task: str | None = None) -> tuple[Entry, ...]:
@@ -213,24 +212,26 @@ class Registry:
         """
         branch = read_branch(folder)
         task, version = branch.spec.task, branch.digest
-        with self._changing(expected_seq) as state:
-            entry = self._next("register", who=who, why=why, task=task, version=version, entry=task_entry(branch))
-            registered = task in state.tasks and version in state.tasks[task].versions
+        with self._changing(expected_seq) as current:
+            entry = current.next(
+                self._now(), "register", who=who, why=why, task=task, version=version, entry=task_entry(branch)
+            )
+            registered = task in current.state.tasks and version in current.state.tasks[task].versions
             if not registered:
-                _check_depth(state, branch, f"registry {str(self.path)!r}")
-                check_change(self.bundle(), branch)
-                after = fold(state, entry)
+                _check_depth(current.state, branch, f"registry {str(self.path)!r}")
+                check_change(Bundle(path=self.path, manifest=current.state.manifest()), branch)
+                after = fold(current.state, entry)
             place_branch(self.path, branch, folder)
             if not registered:
                 check(Bundle(path=self.path, manifest=after.manifest({task: version})))
-                self._append(entry)
+                self._append(current, entry)
         return version
 
     def activate(self, task: str, version: str, *, who: str, why: str, expected_seq: int | None = None) -> None:
         """Let a version answer; a canary of the task ends. Errors as for every change."""
-        with self._changing(expected_seq) as state:
-            digest = state.find(task, version)
-            self._append(self._next("activate", who=who, why=why, task=task, version=digest))
+        with self._changing(expected_seq) as current:
+            digest = current.state.find(task, version)
+            self._append(current, current.next(self._now(), "activate", who=who, why=why, task=task, version=digest))
 
     def canary(
         self, task: str, version: str, percent: float, *, who: str, why: str, expected_seq: int | None = None
@@ -248,9 +249,14 @@ class Registry:
         Raises:
             TrunklineError: As for every change.
         """
-        with self._changing(expected_seq) as state:
-            digest = state.find(task, version)
-            self._append(self._next("canary", who=who, why=why, task=task, version=digest, percent=float(percent)))
+        with self._changing(expected_seq) as current:
+            digest = current.state.find(task, version)
+            self._append(
+                current,
+                current.next(
+                    self._now(), "canary", who=who, why=why, task=task, version=digest, percent=float(percent)
+                ),
+            )
 
     def rollback(self, task: str, *, who: str, why: str, expected_seq: int | None = None) -> str:
         """Let the version answer that was active before the present one; a canary of the task ends.
@@ -263,9 +269,9 @@ class Registry:
         Raises:
             TrunklineError: As for every change; a `RegistryError` where no version was active before.
         """
-        with self._changing(expected_seq) as state:
-            digest = state.previous(task)
-            self._append(self._next("rollback", who=who, why=why, task=task, version=digest))
+        with self._changing(expected_seq) as current:
+            digest = current.state.previous(task)
+            self._append(current, current.next(self._now(), "rollback", who=who, why=why, task=task, version=digest))
         return digest
 
     def remove(
@@ -275,9 +281,9 @@ class Registry:
 
         The files of the version stay until `prune`, for readers of the state before. Errors as for every change.
         """
-        with self._changing(expected_seq) as state:
-            digest = None if version is None else state.find(task, version)
-            self._append(self._next("remove", who=who, why=why, task=task, version=digest))
+        with self._changing(expected_seq) as current:
+            digest = None if version is None else current.state.find(task, version)
+            self._append(current, current.next(self._now(), "remove", who=who, why=why, task=task, version=digest))
 
     def prune(self) -> tuple[str, ...]:
         """Remove files of branches that are no version any longer; nothing that is referenced is touched.
@@ -288,10 +294,12 @@ class Registry:
         Raises:
             BundleError: The folder cannot be changed.
         """
-        with self._changing(None) as state:
+        with self._changing(None) as current:
+            with (self.path / HISTORY_NAME).open("rb") as file:
+                os.fsync(file.fileno())  # Its writer may have been killed before: no crash may bring a version back.
             files = {
                 Path(name)
-                for task, each in state.tasks.items()
+                for task, each in current.state.tasks.items()
                 for version in each.versions.values()
                 for name in branch_files(task, version.entry)
             }
@@ -300,39 +308,52 @@ class Registry:
             names = [path.relative_to(self.path) for path in found]
             superfluous = [name for name in names if name not in used]
             for name in superfluous:
-                _remove(self.path, name)
+                require_inside(self.path, name.parent.as_posix())
+                remove_whole(self.path / name)
         return tuple(name.as_posix() for name in superfluous)
 
     @contextmanager
-    def _changing(self, expected_seq: int | None) -> Iterator[RegistryState]:
+    def _changing(self, expected_seq: int | None) -> Iterator[_Reading]:
         self.refresh()  # No lock file is left in a folder that is no registry.
         with sole_writer(self.path, f"registry {str(self.path)!r}"):
-            self.refresh()
-            if expected_seq not in (None, self.state.seq):
+            current = self._put(self._look(self._reading))
+            if expected_seq not in (None, current.state.seq):
                 raise RegistryError(
-                    f"registry {str(self.path)!r}: its last entry is {self.state.seq}; {expected_seq} was expected, "
+                    f"registry {str(self.path)!r}: its last entry is {current.state.seq}; {expected_seq} was expected, "
                     "and another change came first; nothing was changed: look at the history and start again"
                 )
-            yield self.state
+            yield current
 
-    def _next(self, action: Action, *, who: str, why: str, **details: Any) -> Entry:
-        return Entry(
-            schema_version=SCHEMA_VERSION,
-            seq=self.state.seq + 1,
-            at=_stamp_of(self._clock),
-            who=who,
-            action=action,
-            why=why,
-            **details,
-        )
-
-    def _append(self, entry: Entry) -> None:
-        history = self._reading.history
-        state = fold(self.state, entry)
+    def _append(self, current: _Reading, entry: Entry) -> None:
+        history = current.history
+        state = fold(current.state, entry)
         entry = sealed(entry, history.entries[-1])
         append_entry(self.path / HISTORY_NAME, entry, size_bytes=history.size_bytes)
         size_bytes = history.size_bytes + len(encode_entry(entry))
-        self._reading = _Reading(History((*history.entries, entry), size_bytes), state, _stamp(self.path))
+        self._put(_Reading(History((*history.entries, entry), size_bytes), state, _stamp(self.path)))
+
+    def _look(self, known: _Reading) -> _Reading:
+        """What is on disk now; ``known`` where the file is the same."""
+        if _stamp(self.path) == known.stamp:
+            return known
+        found = _read(self.path)
+        # The last entry may have been read while it was written, and taken back: a write that failed.
+        settled = known.history.entries[:-1]
+        if settled and found.history.entries[len(settled) - 1 : len(settled)] != settled[-1:]:
+            raise DigestMismatchError(
+                f"{self.path / HISTORY_NAME}: no longer begins with the {len(settled)} entries that were read before; "
+                "lines may only be added; restore the file from a copy"
+            )
+        return found
+
+    def _put(self, reading: _Reading) -> _Reading:
+        """Keep what was read or written under the lock of the registry: nothing newer is known."""
+        with self._guard:
+            self._reading = reading
+        return reading
+
+    def _now(self) -> str:
+        return _text_of(self._clock())
 
 
 def is_registry(path: Path) -> bool:
@@ -358,8 +379,8 @@ def _stamp(path: Path) -> tuple[int, ...]:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def _stamp_of(clock: Callable[[], datetime]) -> str:
-    return clock().astimezone(UTC).isoformat(timespec="milliseconds")
+def _text_of(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds")
 
 
 def _check_depth(state: RegistryState, branch: StoredBranch, subject: str) -> None:
@@ -370,15 +391,3 @@ def _check_depth(state: RegistryState, branch: StoredBranch, subject: str) -> No
             f"the trunk up to layer {trunk.depth} with {trunk.chain[-1]}, and it is never made deeper; train a branch "
             "with a lower exit_layer, or attach this one to a bundle with --backbone and create a registry from that"
         )
-
-
-def _remove(root: Path, name: Path) -> None:
-    """Remove a file or folder; a folder is out of the way before its content goes, so that no half of it is found."""
-    require_inside(root, name.parent.as_posix())
-    path = root / name
-    if not path.is_dir() or path.is_symlink():
-        path.unlink()
-        return
-    gone = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex[:12]}")
-    path.rename(gone)
-    shutil.rmtree(gone)

@@ -151,7 +151,7 @@ class RegistryState:
         """
         if versions is None:
             versions = {task: each.active for task, each in self.tasks.items() if each.active is not None}
-        chosen = {task: self.tasks[task].versions[self.find(task, text)].entry for task, text in versions.items()}
+        chosen = {task: self.task(task).versions[self.find(task, text)].entry for task, text in versions.items()}
         return Manifest(
             trunkline_version=self.trunkline_version,
             backbone=self.backbone,

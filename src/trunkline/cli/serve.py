@@ -13,7 +13,7 @@ keys_app = typer.Typer(help="API keys of a server.", no_args_is_help=True)
 
 
 def serve_command(  # noqa: PLR0913 - options of a command
-    path: Annotated[Path, typer.Argument(metavar="BUNDLE|REGISTRY", help="Folder of a bundle or of a registry.")],
+    path: Annotated[Path, typer.Argument(help="Folder of a bundle or of a registry.")],
     *,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="For HTTP; 0 takes a free one.")] = 8000,

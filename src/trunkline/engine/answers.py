@@ -7,7 +7,6 @@ import numpy as np
 
 from trunkline.core.specs import BranchSpec
 from trunkline.core.types import Example, Prediction
-from trunkline.data.tokenize import word_positions
 from trunkline.engine.encoding import EncodedRequest
 from trunkline.engine.request import Part
 from trunkline.model.decode import decode
@@ -75,7 +74,7 @@ def raw_answers(encoded: EncodedRequest, part: Part) -> Iterator[RawAnswer]:
         row = encoded.rows[number]
         for index in encoded.readers[spec.task][number]:
             # Texts with equal token ids may have their words at other places.
-            positions = word_positions(row, encoded.words(index)) if spec.kind == "tagging" else None
+            positions = encoded.positions(number, index) if spec.kind == "tagging" else None
             yield RawAnswer(index, logits, positions, row.truncated)
 
 

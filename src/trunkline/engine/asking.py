@@ -153,26 +153,42 @@ class AsyncAnswers(AsyncIterator[TaskAnswer]):
 
 
 class Collected:
-    """All parts of a request at once: awaiting it wakes the event loop once, not for each part."""
+    """A request whose parts are taken as they come, and whose end can be awaited, without a task of its own.
 
-    def __init__(self, loop: Loop, encoded: EncodedRequest, *, caller: str = "", deadline: float | None = None) -> None:
-        """Send the request; arguments and errors as of `Parts`."""
-        self.encoded = encoded
+    What is done with a part is done while the engine runs the next branch; only the end wakes whoever waits.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        encoded: EncodedRequest,
+        take: Callable[[Part], None],
+        *,
+        caller: str = "",
+        deadline: float | None = None,
+    ) -> None:
+        """Send the request; other arguments and errors as of `Parts`.
+
+        Args:
+            loop: Runs it.
+            encoded: What is asked.
+            take: Is given each part, in the event loop; what it raises is raised to whoever waits.
+            caller: Who asks.
+            deadline: On the loop's clock.
+        """
         self._loop = loop
-        self._done: asyncio.Future[list[Part]] = asyncio.get_running_loop().create_future()
-        here, parts = self._done.get_loop(), list[Part]()
+        self._take = take
+        here = asyncio.get_running_loop()
+        self._done: asyncio.Future[None] = here.create_future()
 
         def deliver(event: _Event) -> None:
-            if isinstance(event, Part):
-                parts.append(event)
-                return
             with suppress(RuntimeError):  # The event loop was closed: nobody waits any more.
-                here.call_soon_threadsafe(self._finish, parts, event)
+                here.call_soon_threadsafe(self._receive, event)
 
         self._request = _request(encoded, deliver, caller, deadline)
         loop.submit(self._request)
 
-    def __await__(self) -> Generator[Any, None, list[Part]]:
+    def __await__(self) -> Generator[Any, None, None]:
         """Wait for the last part; `cancel` drops the request when nobody waits any more."""
         return self._done.__await__()
 
@@ -181,12 +197,16 @@ class Collected:
         self._done.cancel()
         self._loop.cancel(self._request)
 
-    def _finish(self, parts: list[Part], error: TrunklineError | None) -> None:
+    def _receive(self, event: _Event) -> None:
         if self._done.done():
             return
-        if error is None:
-            self._done.set_result(parts)
-        else:
+        if event is None:
+            self._done.set_result(None)
+            return
+        try:
+            self._take(_part(event))
+        except Exception as error:  # noqa: BLE001 - it is whoever waits that must know
+            self._loop.cancel(self._request)
             self._done.set_exception(error)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from trunkline.core.errors import DataError, UnknownNameError, nearest_hint
 from trunkline.core.specs import BranchSpec
 from trunkline.core.types import Encoded, Example
+from trunkline.data.tokenize import word_positions
 from trunkline.data.words import WordSpans, split_words
 from trunkline.engine.snapshot import LoadedBranch, Snapshot
 
@@ -33,6 +34,7 @@ class EncodedRequest:
     asked: dict[LoadedBranch, np.ndarray]
     readers: dict[str, dict[int, list[int]]]
     _words: dict[int, WordSpans] = field(default_factory=dict)
+    _positions: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)
 
     def words(self, index: int) -> WordSpans:
         """An example's words, for tagging: its own, or as `split_words` finds them, once for all tasks."""
@@ -40,6 +42,12 @@ class EncodedRequest:
             example = self.examples[index]
             self._words[index] = split_words(example.text) if example.word_spans is None else example.word_spans
         return self._words[index]
+
+    def positions(self, number: int, index: int) -> np.ndarray:
+        """Which tokens of a row the words of an example read, once for all tasks (see `word_positions`)."""
+        if (number, index) not in self._positions:
+            self._positions[number, index] = word_positions(self.rows[number], self.words(index))
+        return self._positions[number, index]
 
 
 def encode_request(

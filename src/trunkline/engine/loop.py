@@ -22,6 +22,8 @@ from trunkline.engine.runner import Ran, Runner
 from trunkline.engine.scheduler import Job, Limits, Scheduler, Step
 from trunkline.engine.snapshot import LoadedBranch, LoadedTrunk
 
+_GATHER_SHARE, _LONGEST_GATHER_S = 0.1, 0.01
+"""How long the next step may be put off: a share of what the last one took."""
 _FADING = 0.95
 """Of what the steps before took, with every step."""
 
@@ -51,7 +53,9 @@ class Loop:
         """
         self.clock = clock
         self._on_step = on_step
+        self._limits = limits
         self._seconds, self._cost, self._running_cost = 0.0, 0.0, 0.0
+        self._expected, self._gather_until = 0, 0.0
         self._runner = runner
         self._scheduler = Scheduler(limits)
         self._precision = precision
@@ -138,6 +142,8 @@ class Loop:
             self._seconds = _FADING * self._seconds + seconds
             self._cost = _FADING * self._cost + self._running_cost
             self._running_cost = 0.0
+            self._expected = len(step.jobs) + self._scheduler.n_rows
+            self._gather_until = self.clock() + min(_GATHER_SHARE * seconds, _LONGEST_GATHER_S)
         self._on_step(StepReport(len(step.jobs), sum(job.n_tokens for job in step.jobs), seconds))
 
     def close(self) -> None:
@@ -156,9 +162,24 @@ class Loop:
             with self._wake:
                 while not self._closing and not self._scheduler.n_rows:
                     self._wake.wait()
+                self._gather()
                 if self._closing:
                     return
             self.step()
+
+    def _gather(self) -> None:
+        """Give those who just got their answers a moment to ask again: full steps cost less for each row.
+
+        It ends as soon as as many rows wait as ran and waited when the last step ended, or a step is full; and it is a
+        small share of what that step took, so that whoever asks a quiet engine does not wait.
+        """
+        while not self._closing and self._scheduler.n_rows < self._expected:
+            if self._scheduler.n_tokens >= self._limits.batch_tokens:
+                return
+            left = self._gather_until - self.clock()
+            if left <= 0:
+                return
+            self._wake.wait(left)
 
     def _take(self, job: Job) -> "_Use":
         use = self._waiting.pop(job.number)

@@ -66,8 +66,8 @@ def refuse_encoded(request: Request) -> None:
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in {"", "identity"}:
         raise refuse(
-            415, "compressed_body", f"header Content-Encoding: is {encoding[:40]!r}; identity is allowed; send the body "
-            "as it is",
+            415, "compressed_body", f"header Content-Encoding: is {encoding[:40]!r}; identity is allowed; send the "
+            "body as it is",
         )  # fmt: skip
 
 

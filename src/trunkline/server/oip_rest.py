@@ -12,7 +12,8 @@ from trunkline.engine.snapshot import LoadedBranch
 from trunkline.server import oip
 from trunkline.server.bodies import decode_body, refuse_encoded, while_there
 from trunkline.server.health_api import refuse_unready
-from trunkline.server.oip import Asking, Given, Inference, Inferred, Tensor
+from trunkline.server.oip import Asking, Inference, Inferred
+from trunkline.server.oip_tensors import Given, Tensor, TensorForm, inputs_of, outputs_of
 from trunkline.server.operation import Asked, ErrorForm, JsonResponse, Operation
 from trunkline.server.refusals import Refusal
 
@@ -187,8 +188,8 @@ async def oip_model(asked: Asked) -> Response:
             name=spec.task,
             versions=oip.versions_of(asked.service, spec.task),
             platform=oip.PLATFORM,
-            inputs=[_described(form) for form in oip.inputs_of(spec)],
-            outputs=[_described(form) for form in oip.outputs_of(spec)],
+            inputs=[_described(form) for form in inputs_of(spec)],
+            outputs=[_described(form) for form in outputs_of(spec)],
         )
     )
 
@@ -214,9 +215,7 @@ async def oip_infer(asked: Asked) -> Response:
     as_binary = [_flag(output.parameters, _AS_BINARY) for output in request.outputs]
     all_binary = bool(_flag(request.parameters, _ALL_BINARY))
     async with while_there(asked.request):
-        inferred = await oip.infer(
-            asked.service, inference, Asking(asked.caller.name, asked.request_id, asked.arrived)
-        )
+        inferred = await oip.infer(asked.service, inference, Asking(asked.caller.name, asked.request_id, asked.arrived))
     flags = [all_binary if flag is None else flag for flag in as_binary] or [all_binary] * len(inferred.outputs)
     return _answered(inferred, request.id, flags)
 
@@ -288,8 +287,8 @@ def _json_end(length: str, n_bytes: int) -> int:
     if length.isascii() and length.isdecimal() and len(length) <= _MOST_DIGITS and int(length) <= n_bytes:
         return int(length)
     raise DataError(
-        f"header {LENGTH_HEADER}: is {length[:40]!r}; 0 to {n_bytes}, the bytes of the body, are allowed; give those of "
-        "its JSON"
+        f"header {LENGTH_HEADER}: is {length[:40]!r}; 0 to {n_bytes}, the bytes of the body, are allowed; give those "
+        "of its JSON"
     )
 
 
@@ -309,9 +308,7 @@ def _flag(parameters: Mapping[str, Any], name: str) -> bool | None:
 
 
 def _answered(inferred: Inferred, request_id: str | UnsetType, as_binary: list[bool]) -> Response:
-    packed = [
-        tensor.packed() if binary else None for tensor, binary in zip(inferred.outputs, as_binary, strict=True)
-    ]
+    packed = [tensor.packed() if binary else None for tensor, binary in zip(inferred.outputs, as_binary, strict=True)]
     answer = InferResponse(
         model_name=inferred.task,
         model_version=inferred.version,
@@ -349,7 +346,7 @@ def _branch(asked: Asked) -> LoadedBranch:
     return oip.find_task(asked.service, asked.task, _version(asked), asked.request_id)[1]
 
 
-def _described(form: oip.TensorForm) -> TensorMetadata:
+def _described(form: TensorForm) -> TensorMetadata:
     return TensorMetadata(name=form.name, datatype=form.datatype, shape=list(form.shape))
 
 

@@ -98,9 +98,9 @@ async def _serve(service: Service, tell: Callable[[str], None]) -> None:
         def started(port: int) -> None:
             service.metrics.is_ready = True
             host = f"[{settings.host}]" if ":" in settings.host else settings.host
-            tell(f"listening on http://{host}:{port} (try it at /docs)")
             if grpc_port is not None:
                 tell(f"gRPC on {host}:{grpc_port}")
+            tell(f"listening on http://{host}:{port} (try it at /docs)")
 
         server.on_started = started
         try:

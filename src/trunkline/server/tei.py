@@ -70,9 +70,7 @@ async def _predicted(asked: Asked, task: str | None, snapshot: Snapshot) -> Resp
     refuse_encoded(asked.request)
     body: PredictRequest = await asked.decoded(PredictRequest)
     if body.truncation_direction.lower() != "right":
-        raise DataError(
-            f"truncation_direction: is {body.truncation_direction[:20]!r}; Right is allowed; leave it out"
-        )
+        raise DataError(f"truncation_direction: is {body.truncation_direction[:20]!r}; Right is allowed; leave it out")
     examples, is_batch = examples_of(body.inputs)
     question = Question(
         examples=examples,
@@ -114,10 +112,10 @@ def examples_of(inputs: str | Sequence[str | Sequence[str]]) -> tuple[list[Examp
 def _example(texts: list[str], subject: str) -> Example:
     if len(texts) not in {1, 2}:
         raise DataError(
-            f"{subject}: has {len(texts)} texts; one, or the two of a pair, are allowed; for more texts send each in an "
-            "array of its own, [[…], […]]"
+            f"{subject}: has {len(texts)} texts; one, or the two of a pair, are allowed; for more texts send each in "
+            "an array of its own, [[…], […]]"
         )
-    return Example(*texts)
+    return Example(texts[0], texts[1] if len(texts) == 2 else None)
 
 
 def _only(snapshot: Snapshot) -> BranchSpec:

@@ -24,7 +24,7 @@ from trunkline.core.types import Encoded
 from trunkline.engine.backends.base import BranchPrograms
 from trunkline.engine.backends.torch import TorchBackend
 from trunkline.engine.loop import Loop
-from trunkline.engine.request import Part, Request
+from trunkline.engine.request import Backlog, Part, Request, StepReport
 from trunkline.engine.results_cache import ResultsCache
 from trunkline.engine.runner import Runner
 from trunkline.engine.scheduler import Limits
@@ -571,3 +571,96 @@ def test_the_numbers_of_rows_given_are_those_of_the_request(snapshot: Snapshot, 
     loop.submit(Request(snapshot.trunk, ROWS, asked, deliver=caller))
     loop.step()
     assert {task: sorted(caller.logits(task)) for task in ("topics", "slots")} == {"topics": [1, 3], "slots": [0]}
+
+
+def test_what_waits_is_told_with_how_long_it_will_take(snapshot: Snapshot, clock: Clock) -> None:
+    loop = loop_of(clock)
+    assert loop.backlog() == Backlog(0, 0, 0.0)
+    slow = ticking(clock, 0.5)
+    loop.submit(request_of(snapshot, Caller(slow), ("topics",)))
+    assert loop.backlog() == Backlog(4, sum(len(row.token_ids) for row in ROWS), 0.0)
+    loop.step()
+    loop.submit(request_of(snapshot, Caller(), ("topics",)))
+    assert loop.backlog().wait_s == pytest.approx(0.5)  # As long as the same rows took before.
+    loop.step()
+    assert loop.backlog() == Backlog(0, 0, 0.0)
+
+
+def test_every_step_is_reported(snapshot: Snapshot, clock: Clock) -> None:
+    reports: list[StepReport] = []
+    loop = Loop(Runner(TorchBackend()), ROOMY, clock=clock, on_step=reports.append)
+    assert not loop.step()
+    loop.submit(request_of(snapshot, Caller(ticking(clock, 0.25)), ("topics",)))
+    loop.step()
+    assert reports == [StepReport(4, sum(len(row.token_ids) for row in ROWS), 0.25)]
+
+
+def ticking(clock: Clock, seconds: float) -> Callable[[Part], None]:
+    """A caller whose first part takes so long."""
+
+    def tick(_part: Part) -> None:
+        clock.now += seconds
+
+    return tick
+
+
+def waiting(loop: Loop, clock: Clock, until: Callable[[float], None] = lambda _: None) -> list[float]:
+    """How long the loop waits for further rows before its next step; the clock moves as it waits."""
+    waits: list[float] = []
+
+    class Wake:
+        def wait(self, seconds: float) -> None:
+            waits.append(seconds)
+            clock.now += seconds
+            until(seconds)
+
+    loop._wake, wake = Wake(), loop._wake  # type: ignore[assignment]
+    try:
+        loop._gather()
+    finally:
+        loop._wake = wake
+    return waits
+
+
+def test_a_quiet_engine_does_not_wait_for_more_rows(snapshot: Snapshot, clock: Clock) -> None:
+    loop = loop_of(clock)
+    assert waiting(loop, clock) == []
+    loop.submit(request_of(snapshot, Caller(ticking(clock, 0.02)), ("topics",)))
+    loop.step()
+    clock.now += 0.003
+    loop.submit(request_of(snapshot, Caller(), ("topics",), ROWS[:1]))
+    assert waiting(loop, clock) == []
+
+
+def test_after_a_step_the_loop_waits_a_tenth_of_it_for_those_who_were_answered(
+    snapshot: Snapshot, clock: Clock
+) -> None:
+    loop = loop_of(clock)
+    loop.submit(request_of(snapshot, Caller(ticking(clock, 0.02)), ("topics",)))
+    loop.step()
+    loop.submit(request_of(snapshot, Caller(), ("topics",), ROWS[:1]))
+    assert waiting(loop, clock) == pytest.approx([0.002])
+
+
+def test_the_loop_waits_no_longer_once_as_many_rows_wait_as_ran(snapshot: Snapshot, clock: Clock) -> None:
+    loop = loop_of(clock)
+    loop.submit(request_of(snapshot, Caller(ticking(clock, 0.02)), ("topics",)))
+    loop.step()
+    loop.submit(request_of(snapshot, Caller(), ("topics",)))
+    assert waiting(loop, clock) == []
+
+
+def test_a_full_step_is_not_put_off(snapshot: Snapshot, clock: Clock) -> None:
+    loop = loop_of(clock, Limits(batch_tokens=8, batch_rows=64, queued_rows=100, queued_tokens=5000))
+    loop.submit(request_of(snapshot, Caller(ticking(clock, 0.02)), ("topics",)))
+    loop.step()
+    assert loop.backlog().n_tokens >= 8
+    assert waiting(loop, clock) == []
+
+
+def test_a_step_is_never_put_off_for_more_than_ten_milliseconds(snapshot: Snapshot, clock: Clock) -> None:
+    loop = loop_of(clock)
+    loop.submit(request_of(snapshot, Caller(ticking(clock, 5.0)), ("topics",)))
+    loop.step()
+    loop.submit(request_of(snapshot, Caller(), ("topics",), ROWS[:1]))
+    assert waiting(loop, clock) == pytest.approx([0.01])
