@@ -8,19 +8,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
-from trunkline.core.errors import SpecError, TrunklineError
+from trunkline.core.errors import DataError, SpecError, TrunklineError
 from trunkline.server import oip, oip_pb2
+from trunkline.server.keys import Caller
 from trunkline.server.oip import Asking, Inference, Inferred
 from trunkline.server.oip_tensors import Given, TensorForm, inputs_of, outputs_of
 from trunkline.server.operation import Needs, Service, request_id_of, require
-from trunkline.server.refusals import Refusal, refusal_of
+from trunkline.server.refusals import Refusal, refusal_of, refuse
 
 SERVICE = "inference.GRPCInferenceService"
 _HEAD_BYTES = 64 * 1024
 """Names, shapes and parameters beside the texts, which may be as many bytes as over HTTP."""
 _GRACE_S = 10.0
 _LONGEST_WAIT_S = 3600.0
+_LONGEST_DETAILS = 2000
+"""Bytes of an error, each of which may travel as three: clients have 8 KB for it and all other metadata."""
 _CODES: Mapping[int, grpc.StatusCode] = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
     401: grpc.StatusCode.UNAUTHENTICATED,
@@ -91,17 +95,18 @@ async def serve_grpc(service: Service) -> AsyncIterator[int | None]:
 def _handler(
     service: Service, name: str, request_type: Any, needs: Needs, answer: Callable[[_Asked], Awaitable[Any]]
 ) -> grpc.RpcMethodHandler:
-    async def run(message: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+    async def run(content: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         started = time.perf_counter()
         told = {str(key): value for key, value in context.invocation_metadata() or ()}
         request_id = request_id_of(_text(told.get("x-request-id")))
         status = 200
         try:
-            caller = _authorize(service, told, needs, task=getattr(message, "model_name", ""))
-            asked = _Asked(
-                service, message, caller, request_id, service.analyzer.now(), _within(context.time_remaining())
-            )
-            found = await answer(asked)
+            arrived, within_s = service.analyzer.now(), _within(context.time_remaining())
+            caller = None if needs == "nothing" else service.keyring.caller(_text(told.get("authorization")))
+            message = _decoded(content, request_type)
+            if caller is not None:
+                require(service, caller, needs, task=getattr(message, "model_name", ""))
+            found = await answer(_Asked(service, message, _name_of(caller), request_id, arrived, within_s))
             context.set_trailing_metadata((("x-request-id", request_id),))
         except asyncio.CancelledError:
             status = 499
@@ -118,24 +123,29 @@ def _handler(
             seconds = time.perf_counter() - started
             service.count(route=f"grpc {name}", method="grpc", status=status, seconds=seconds, request_id=request_id)
 
-    return grpc.unary_unary_rpc_method_handler(
-        run, request_deserializer=request_type.FromString, response_serializer=lambda found: found.SerializeToString()
-    )
+    # Messages are decoded by the call itself: what grpc decodes has no key yet, and its errors no code of ours.
+    return grpc.unary_unary_rpc_method_handler(run, response_serializer=lambda found: found.SerializeToString())
+
+
+def _decoded(content: bytes, request_type: Any) -> Any:
+    try:
+        return request_type.FromString(content)
+    except DecodeError as error:
+        raise refuse(
+            400, "invalid_request", f"message: is no {request_type.DESCRIPTOR.full_name}; send one as oip.proto has it"
+        ) from error
 
 
 async def _refuse(context: "grpc.aio.ServicerContext[Any, Any]", refusal: Refusal, request_id: str) -> None:
     trailing = [("x-request-id", request_id), ("x-error-code", refusal.code)]
     trailing += [("retry-after", value) for name, value in refusal.headers.items() if name == "Retry-After"]
     code = _CODES.get(refusal.status, grpc.StatusCode.INTERNAL)
-    await context.abort(code, refusal.message, tuple(trailing))
+    details = refusal.message.encode("utf-8", "replace")[:_LONGEST_DETAILS].decode("utf-8", "ignore")
+    await context.abort(code, details, tuple(trailing))
 
 
-def _authorize(service: Service, told: Mapping[str, Any], needs: Needs, *, task: str) -> str:
-    if needs == "nothing":
-        return ""
-    caller = service.keyring.caller(_text(told.get("authorization")))
-    require(service, caller, needs, task=task)
-    return caller.name
+def _name_of(caller: Caller | None) -> str:
+    return "" if caller is None else caller.name
 
 
 def _text(value: Any) -> str | None:
@@ -200,9 +210,18 @@ async def _infer(asked: _Asked) -> Any:
 
 def _inputs(message: Any) -> list[Given]:
     raw = list(message.raw_input_contents)
+    if raw and len(raw) != len(message.inputs):
+        raise DataError(
+            f"raw_input_contents: there are {len(raw)} for {len(message.inputs)} inputs; one for each is needed, "
+            "or none"
+        )
     inputs = []
     for number, given in enumerate(message.inputs):
-        packed = raw[number] if number < len(raw) else b""
+        if raw and given.HasField("contents"):
+            raise DataError(
+                f"input {given.name[:64]!r}: has contents beside raw_input_contents; one of them is needed; send either"
+            )
+        packed = raw[number] if raw else b""
         elements = None if raw else list(given.contents.bytes_contents)
         inputs.append(
             Given(given.name, given.datatype, list(given.shape), elements, packed, _parameters(given.parameters))

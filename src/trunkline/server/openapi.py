@@ -65,9 +65,9 @@ def openapi(operations: Sequence[Operation]) -> dict[str, Any]:
 
 def _described(operation: Operation, of_type: dict[Any, Any]) -> dict[str, Any]:
     told = (operation.handler.__doc__ or "").strip().split("\n\n")[0].replace("\n", " ")
-    errors = {**_ERRORS, **(_CHANGE_ERRORS if operation.needs == "owner" else {})} if operation.needs != "nothing" else {
-        "503": _ERRORS["503"]
-    }  # fmt: skip
+    errors = {"503": _ERRORS["503"]}
+    if operation.needs != "nothing":
+        errors = {**_ERRORS, **(_CHANGE_ERRORS if operation.needs == "owner" else {})}
     body_of_errors = {"application/json": {"schema": of_type[operation.errors.body]}}
     described: dict[str, Any] = {
         "operationId": operation.handler.__name__ if operation.path != "/v1/history" else "list_all_history",
