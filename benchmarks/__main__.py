@@ -15,6 +15,7 @@ from benchmarks import (
     headline,
     paper_tables,
     search_cost,
+    server_kills,
 )
 from benchmarks.harness import RESULTS, Benchmark, run_benchmark
 from trunkline.core.errors import TrunklineError
@@ -30,6 +31,7 @@ MODULES = (
     headline,
     paper_tables,
     search_cost,
+    server_kills,
 )
 BENCHMARKS: dict[str, Benchmark] = {module.BENCHMARK.name: module.BENCHMARK for module in MODULES}
 
