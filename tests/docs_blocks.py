@@ -3,7 +3,8 @@
 Every Python and shell block of a page is run, in order, in one folder and one namespace for the page. A comment on the
 line before a block changes that: ``<!-- not run: why -->`` (commands are still parsed), ``<!-- file: PATH -->`` (the
 block is written there), ``<!-- output -->`` (the block is what the block before it printed), ``<!-- keys file -->`` (a
-YAML block is one, and no task file). ``trunkline serve`` starts a server that lives until the page ends; ``curl`` asks it.
+YAML block is one, and no task file). ``trunkline serve`` starts a server that lives until the page ends; ``curl`` asks
+it.
 """
 
 import contextlib
@@ -79,17 +80,17 @@ def make_site(folder: Path) -> None:
 
 
 class LiveServer:
-    """The server that a page starts with ``trunkline serve``, on free ports in the place of those that it names."""
+    """The server that a page starts with ``trunkline serve``, on a free port in the place of the usual one."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
-        self._ports = {"8000": "8000", "8001": "8001"}
+        self._port = "8000"
 
     def start(self, words: tuple[str, ...]) -> None:
         """Run the command until it listens."""
         self.stop()
         code = "from trunkline.cli import main; main()"
-        command = [sys.executable, "-c", code, *words[1:], "--port", "0", "--grpc-port", "0", "--threads", "1"]
+        command = [sys.executable, "-c", code, *words[1:], "--port", "0", "--threads", "1"]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         told = ""
         assert self._process.stdout is not None
@@ -97,17 +98,17 @@ class LiveServer:
             told += line
             if line.startswith("listening on"):
                 break
-        # gRPC's comes first: what listens for HTTP is told last.
-        self._ports = dict(zip(("8000", "8001"), reversed(re.findall(r":(\d+)", told)), strict=False))
+        (self._port,) = re.findall(r"http://[^:]+:(\d+)", told)
 
-    def with_ports(self, text: str) -> str:
-        """A text with the ports that the server really has."""
-        return re.sub(r"(127\.0\.0\.1|localhost):(800[01])", lambda m: f"{m[1]}:{self._ports[m[2]]}", text)
+    def with_port(self, text: str) -> str:
+        """A text with the port that the server really has; a client that names none is given one."""
+        text = text.replace("Client()", 'Client("http://127.0.0.1:8000")')
+        return text.replace("127.0.0.1:8000", f"127.0.0.1:{self._port}")
 
     def curl(self, command: str) -> str:
         """What curl prints; a refusal of the server is none of curl's errors."""
         done = subprocess.run(
-            shlex.split(self.with_ports(command)), capture_output=True, text=True, check=True, timeout=60
+            shlex.split(self.with_port(command)), capture_output=True, text=True, check=True, timeout=60
         )
         return done.stdout
 
@@ -147,23 +148,29 @@ def _run_block(block: Block, names: dict[str, Any], said: str, server: LiveServe
         _check_json(block.text)
     elif block.language == "sh":
         for command in commands(block.text):
-            words = _pipeline(command)[0].words
             if block.note.startswith("not run: "):
                 parse_command(command)
-            elif words[0] == "curl":
-                said = server.curl(command)
-            elif words[:2] == ("trunkline", "serve"):
-                server.start(words)
             else:
-                run_command(command)
+                said = _run_with(server, command) or said
     elif block.language == "python" and not block.note.startswith("not run: "):
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
-            exec(compile(server.with_ports(with_pico(block.text)), f"block at line {block.line}", "exec"), names)  # noqa: S102
+            exec(compile(server.with_port(with_pico(block.text)), f"block at line {block.line}", "exec"), names)  # noqa: S102
         return printed.getvalue()
     elif block.note == "output":
         assert said == block.text
     return said
+
+
+def _run_with(server: LiveServer, command: str) -> str:
+    words = _pipeline(command)[0].words
+    if words[0] == "curl":
+        return server.curl(command)
+    if words[:2] == ("trunkline", "serve"):
+        server.start(words)
+    else:
+        run_command(command)
+    return ""
 
 
 def _check_json(text: str) -> None:

@@ -290,10 +290,12 @@ class RegisterRequest(Asked, frozen=True, kw_only=True):
 
     Attributes:
         source: A folder of the server, or an address that its settings allow.
+        version: The digest that the branch must have; leave it out to take any.
         why: For the history.
     """
 
     source: Annotated[str, Meta(min_length=1, max_length=2000)]
+    version: VersionName | None = None
     why: Why
 
 

@@ -174,3 +174,13 @@ def _make_folders(folder: Path) -> None:
     _make_folders(folder.parent)
     folder.mkdir(exist_ok=True)
     fsync_folder(folder.parent)
+
+
+def remove_whole(path: Path) -> None:
+    """Remove a file or folder; a folder is out of the way before its content goes, so that no half of it is found."""
+    if not path.is_dir() or path.is_symlink():
+        path.unlink()
+        return
+    gone = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex[:12]}")
+    path.rename(gone)
+    shutil.rmtree(gone)

@@ -6,9 +6,7 @@ state (design.md, sections 4 and 7).
 """
 
 import os
-import shutil
 import threading
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from trunkline.bundle.files import check_digest, read_inside, staged_folder, write_file
+from trunkline.bundle.files import check_digest, read_inside, remove_whole, staged_folder, write_file
 from trunkline.bundle.history import (
     HISTORY_NAME,
     SCHEMA_VERSION,
@@ -72,8 +70,9 @@ class Registry:
     - `UnknownNameError` or `MissingBranchError`: there is no such task or version; the nearest is named;
     - `RegistryError`: it does not fit the state, or another change came after ``expected_seq``;
     - `SpecError`: ``who``, ``why``, ``percent`` or ``version`` is no such value;
-    - `BundleError`: another writer holds the lock too long, or the folder cannot be read or written. Nothing was
-      changed then.
+    - `BundleError`: another writer holds the lock too long, or the folder cannot be read or written.
+
+    What raises has changed nothing; where a disk refuses even to take a write back, look at the state that is read.
 
     Args:
         path: Its folder.
@@ -296,6 +295,8 @@ class Registry:
             BundleError: The folder cannot be changed.
         """
         with self._changing(None) as current:
+            with (self.path / HISTORY_NAME).open("rb") as file:
+                os.fsync(file.fileno())  # Its writer may have been killed before: no crash may bring a version back.
             files = {
                 Path(name)
                 for task, each in current.state.tasks.items()
@@ -307,7 +308,8 @@ class Registry:
             names = [path.relative_to(self.path) for path in found]
             superfluous = [name for name in names if name not in used]
             for name in superfluous:
-                _remove(self.path, name)
+                require_inside(self.path, name.parent.as_posix())
+                remove_whole(self.path / name)
         return tuple(name.as_posix() for name in superfluous)
 
     @contextmanager
@@ -389,15 +391,3 @@ def _check_depth(state: RegistryState, branch: StoredBranch, subject: str) -> No
             f"the trunk up to layer {trunk.depth} with {trunk.chain[-1]}, and it is never made deeper; train a branch "
             "with a lower exit_layer, or attach this one to a bundle with --backbone and create a registry from that"
         )
-
-
-def _remove(root: Path, name: Path) -> None:
-    """Remove a file or folder; a folder is out of the way before its content goes, so that no half of it is found."""
-    require_inside(root, name.parent.as_posix())
-    path = root / name
-    if not path.is_dir() or path.is_symlink():
-        path.unlink()
-        return
-    gone = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex[:12]}")
-    path.rename(gone)
-    shutil.rmtree(gone)

@@ -19,6 +19,14 @@ TrunklineError
 │   ├── DeadlineError (TimeoutError)    the request's deadline has passed
 │   ├── CancelledRequestError           whoever asked took the request back
 │   └── ClosedError                     it is closed, or closes
+├── ClientError          (RuntimeError) a server gave a client no answer
+│   ├── ServerRefusedError              it refused the request; the error carries status and code
+│   │   ├── ServerBusyError             now; it says when to ask again
+│   │   ├── KeyRefusedError (PermissionError) of this API key, or without one
+│   │   └── NotServedError (LookupError) a task, version or path that it does not have
+│   ├── ServerUnreachableError (ConnectionError) no connection, or one that broke off
+│   ├── ServerTimeoutError (TimeoutError) not in the time that was given
+│   └── ServerAnswerError (ValueError)  its answer cannot be understood
 └── MissingDependencyError (ImportError) an optional extra is not installed
 
 A message says, in this order: the subject, what was found, what is allowed, what to do.
@@ -110,6 +118,60 @@ class CancelledRequestError(EngineError):
 
 class ClosedError(EngineError):
     """The engine is closed, or closes, and takes no more requests."""
+
+
+class ClientError(TrunklineError, RuntimeError):
+    """A server gave its client no answer, or none that could be used.
+
+    Attributes:
+        status: Of HTTP; None where no answer began, or one broke off.
+        code: For programs, as the server's reference lists them; None where the server said none.
+        request_id: Of the request; the server's log knows it by this.
+        retry_after_s: Seconds after which the server wants to be asked again; None where it did not say.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        code: str | None = None,
+        request_id: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.request_id = request_id
+        self.retry_after_s = retry_after_s
+
+
+class ServerRefusedError(ClientError):
+    """The server refused the request, or failed at it."""
+
+
+class ServerBusyError(ServerRefusedError):
+    """The server takes no requests now: it has too many, loads or stops."""
+
+
+class KeyRefusedError(ServerRefusedError, PermissionError):
+    """The server does not know the API key, or does not allow it this."""
+
+
+class NotServedError(ServerRefusedError, LookupError):
+    """The server has no such task, version or path."""
+
+
+class ServerUnreachableError(ClientError, ConnectionError):
+    """There is no connection to the server, or it broke off before the answer was whole."""
+
+
+class ServerTimeoutError(ClientError, TimeoutError):
+    """The answer was not whole in the time that the client, or the request's deadline, gave it."""
+
+
+class ServerAnswerError(ClientError, ValueError):
+    """The server's answer is none that this client understands."""
 
 
 class MissingDependencyError(TrunklineError, ImportError):

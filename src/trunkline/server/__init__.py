@@ -1,1 +1,1 @@
-"""The engine on the network: HTTP, gRPC, and the life of a task."""
+"""The engine on the network: HTTP, and the life of a task."""

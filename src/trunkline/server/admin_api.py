@@ -21,6 +21,7 @@ from trunkline.wire import (
 )
 
 REASON = {"why": "for the history"}
+OF_ARCHIVE = {"why": "reason, where the body is an archive", "version": "digest that an archive must have"}
 
 
 async def list_versions(asked: Asked) -> Response:
@@ -41,16 +42,16 @@ async def register(asked: Asked) -> Response:
     with TemporaryDirectory(prefix="trunkline-upload-") as temporary:
         folder = Path(temporary) / "branch"
         if content_type in ARCHIVE_TYPES:
-            why = _reason_of_query(asked)
+            why, expected = _reason_of_query(asked), asked.request.query_params.get("version")
             limits = settings.limits
             chunks = body_chunks(asked.request, max_bytes=limits.archive_bytes, seconds=limits.read_s)
             archive = await write_upload(chunks, Path(temporary) / "archive")
             unpack(archive, folder, max_bytes=limits.archive_bytes)
         else:
             body: RegisterRequest = await asked.decoded(RegisterRequest)
-            why = body.why
+            why, expected = body.why, body.version
             folder = await open_source(body.source, settings, folder)
-        change = await deployment.register(asked.task, folder, who=asked.caller.name, why=why)
+        change = await deployment.register(asked.task, folder, who=asked.caller.name, why=why, expected=expected)
     return _changed(asked, "register", change, status=201)
 
 
@@ -116,7 +117,7 @@ OPERATIONS = (
     Operation("GET", f"{_TASK}/versions", list_versions, "Every version of a task", "tasks", needs="owner",
               answers=VersionList),
     Operation("POST", f"{_TASK}/versions", register, "Register a version, verified and loaded", "tasks", needs="owner",
-              asks=RegisterRequest, answers=Change, status=201, query={"why": "reason, where the body is an archive"},
+              asks=RegisterRequest, answers=Change, status=201, query=OF_ARCHIVE,
               other_bodies=dict.fromkeys(ARCHIVE_TYPES, "an archive of the four files of a branch"),
               example={"source": "/srv/branches/intent", "why": "trained on last week's texts"}),
     Operation("POST", f"{_TASK}/activate", activate, "Answer with a version from now on", "tasks", needs="owner",

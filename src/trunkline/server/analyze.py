@@ -64,17 +64,21 @@ class Question:
 
 
 class Analyzer:
-    """Asks the engine on behalf of all protocols, with the same limits for each."""
+    """Asks the engine on behalf of all protocols, with the same limits for each.
+
+    Attributes:
+        engine: Answers.
+    """
 
     def __init__(self, engine: Engine, settings: Settings, metrics: Metrics) -> None:
         """Take what answers, what is allowed, and who counts."""
-        self._engine = engine
+        self.engine = engine
         self._settings = settings
         self._metrics = metrics
 
     def now(self) -> float:
         """Seconds on the clock of deadlines."""
-        return self._engine.loop.clock()
+        return self.engine.loop.clock()
 
     def admit(self) -> None:
         """Refuse at once what would wait too long; call it before a body is decoded.
@@ -82,7 +86,7 @@ class Analyzer:
         Raises:
             ServerError: 429, with the time after which it may be worth to ask again.
         """
-        wait_ms = 1e3 * self._engine.loop.backlog().wait_s
+        wait_ms = 1e3 * self.engine.loop.backlog().wait_s
         if wait_ms > self._settings.max_wait_ms:
             self._metrics.refused("overloaded")
             raise refuse(
@@ -103,7 +107,7 @@ class Analyzer:
     async def stream(self, question: Question, snapshot: Snapshot) -> AsyncIterator[list[Answer]]:
         """Answers as they come, those that come together at once."""
         encoded = await self._encoded(question, snapshot)
-        parts = AsyncParts(self._engine.loop, encoded, caller=question.caller, deadline=self._deadline(question))
+        parts = AsyncParts(self.engine.loop, encoded, caller=question.caller, deadline=self._deadline(question))
         try:
             async for part in parts:
                 yield self._answers(question, encoded, part)
@@ -119,7 +123,7 @@ class Analyzer:
 
     async def _collected(self, question: Question, encoded: EncodedRequest, take: Callable[[Part], None]) -> None:
         deadline = self._deadline(question)
-        collected = Collected(self._engine.loop, encoded, take, caller=question.caller, deadline=deadline)
+        collected = Collected(self.engine.loop, encoded, take, caller=question.caller, deadline=deadline)
         try:
             await collected
         except asyncio.CancelledError:

@@ -19,7 +19,7 @@ from pathlib import Path
 from trunkline.bundle.registry import Registry
 from trunkline.bundle.store import Bundle
 from trunkline.bundle.versions import RegistryState, TaskState
-from trunkline.core.errors import TrunklineError
+from trunkline.core.errors import DigestMismatchError, TrunklineError
 from trunkline.engine.encoding import known_task
 from trunkline.engine.engine import Engine
 from trunkline.engine.measure import branch_seconds
@@ -156,7 +156,7 @@ class Deployment:
             for entry in self._changing().history(task)
         ]
 
-    async def register(self, task: str, folder: Path, *, who: str, why: str) -> Change:
+    async def register(self, task: str, folder: Path, *, who: str, why: str, expected: str | None = None) -> Change:
         """Take a branch in, verified and loaded, without letting it answer; errors as of `Registry.register`.
 
         Args:
@@ -164,6 +164,7 @@ class Deployment:
             folder: Holds the four files of a branch.
             who: Asks for it.
             why: For the history.
+            expected: The digest, or its first digits, that the branch must have; None takes any.
         """
 
         def change(registry: Registry) -> str:
@@ -173,8 +174,14 @@ class Deployment:
                     raise refuse(
                         422, "wrong_task", f"branch: is of task {found!r}; it was sent to {task!r}; send it to its own"
                     )
+                digest = bundle.manifest.tasks[task].branch
+                if expected is not None and not digest.startswith(expected):
+                    raise DigestMismatchError(
+                        f"branch of task {task!r}: its files have digest {digest}; {expected} was announced; they were "
+                        "damaged on their way: send them again"
+                    )
                 snapshot = self._load(bundle)
-                self._check_speed(snapshot, bundle.manifest.tasks[task].branch)
+                self._check_speed(snapshot, digest)
 
             return registry.register(folder, who=who, why=why, check=check)
 
