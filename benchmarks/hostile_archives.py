@@ -12,6 +12,7 @@ from urllib.parse import urlencode
 from benchmarks.hostile_wire import Tried, exchange, request_bytes, tried
 from benchmarks.served import Served
 from benchmarks.uploads import tar_of
+from trunkline.bundle.files import files_digest, sha256_hex
 
 _OUTSIDE = (
     "../branch.json",
@@ -53,11 +54,12 @@ def archives(server: Served, rng: random.Random, n: int, files: dict[str, bytes]
 
 
 def flipped(server: Served, rng: random.Random, files: dict[str, bytes], task: str, n_each: int) -> Iterator[Tried]:
-    """The files of a good branch, each with one byte flipped at several positions; all are to be refused."""
+    """The files of a good branch, announced by its digest, each with one byte flipped: all are to be refused."""
+    version = files_digest({name: sha256_hex(body) for name, body in files.items()})
     for name in files:
         for place in places(len(files[name]), n_each, rng):
             content = tar_of({**files, name: flip(files[name], place)})
-            yield _uploaded(server, f"flipped byte {place} of {name}", task, content, _TYPES[0])
+            yield _uploaded(server, f"flipped byte {place} of {name}", task, content, _TYPES[0], version=version)
 
 
 def places(n_bytes: int, n: int, rng: random.Random) -> list[int]:
@@ -70,11 +72,12 @@ def flip(content: bytes, place: int) -> bytes:
     return content[:place] + bytes([content[place] ^ 0xFF]) + content[place + 1 :]
 
 
-def _uploaded(server: Served, kind: str, task: str, content: bytes, content_type: str) -> Tried:
-    path = f"/v1/tasks/{task}/versions?{urlencode({'why': kind})}"
-    return tried(
-        kind, exchange(server, request_bytes(server, "POST", path, content, headers={"Content-Type": content_type}))
-    )
+def _uploaded(  # noqa: PLR0913 - what a request is made of
+    server: Served, kind: str, task: str, content: bytes, content_type: str, *, version: str | None = None
+) -> Tried:
+    query = {"why": kind} | ({} if version is None else {"version": version})
+    path, headers = f"/v1/tasks/{task}/versions?{urlencode(query)}", {"Content-Type": content_type}
+    return tried(kind, exchange(server, request_bytes(server, "POST", path, content, headers=headers)))
 
 
 def _member(kind: bytes, name: str, target: str) -> bytes:

@@ -13,6 +13,8 @@ from benchmarks.harness import ROOT
 from trunkline.server.keys import ENVIRONMENT, as_yaml, new_key
 
 START_S = 120.0
+GRPC: tuple[str, ...] = ()
+"""Options that make the server offer gRPC on a free port; none while it speaks HTTP alone."""
 _LISTENS, _GRPC = "listening on http://", "gRPC on "
 
 
@@ -31,6 +33,8 @@ class Served:
         options: Further ones of ``trunkline serve``.
     """
 
+    program = "from trunkline.cli import main; main()"
+
     def __init__(self, path: Path, *options: str) -> None:
         self.admin, key = new_key("bench", ("admin", "infer"))
         self._log = TemporaryFile()  # noqa: SIM115 - closed with the server
@@ -41,8 +45,8 @@ class Served:
             "PYTHONUNBUFFERED": "1",
         }
         self._process = subprocess.Popen(
-            [sys.executable, "-c", "from trunkline.cli import main; main()", "serve", str(path), "--port", "0",
-             "--grpc-port", "0", *options],
+            [sys.executable, "-c", self.program, "serve", str(path), "--port", "0",
+             *GRPC, *options],
             env=environment, stdout=self._log, stderr=subprocess.STDOUT,
         )  # fmt: skip
         self.pid = self._process.pid

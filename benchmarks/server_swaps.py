@@ -82,19 +82,22 @@ def measure(*, quick: bool, out: Path) -> Measured:  # noqa: ARG001 - every benc
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary) / "registry"
         Registry.create(path, open_bundle(real_bundle()), who="bench", why="changes under load")
-        versions = make_versions(real_bundle(), Path(temporary), size.n_uploads)
+        n_tasks = len(open_bundle(real_bundle()).manifest.tasks)
+        versions = make_versions(real_bundle(), Path(temporary), n_tasks + size.n_uploads)
         with Served(path, *OPTIONS) as server:
             asked, before = stable_texts(server, path)
             requests = bodies_of(server, asked)
             peak = peak_of(server, requests, size.peak_s)
             print(f"{len(asked)} texts, peak {peak:.0f} requests a second", flush=True)
             changer = Changer(server, list(before[0]), random.Random(SEED))
-            stretches = _stretches(server, requests, changer, versions, size, SHARE_OF_PEAK * peak)
+            # A second version of each task, so that there is something to change to; it is not counted.
+            changer.run(["upload"] * n_tasks, versions[:n_tasks][::-1], 0.0)
+            changer.made.clear()
+            stretches = _stretches(server, requests, changer, versions[n_tasks:], size, SHARE_OF_PEAK * peak)
             memory = server.pss_megabytes()
         entries = [msgspec.to_builtins(each) for each in Registry.open(path).history()]
-    n_tasks = len(before[0])
     start = {task: frozenset({seen.version}) for task, seen in before[0].items()}
-    later = [{"percent": None, **entry} for entry in entries[1 + 2 * n_tasks :]]
+    later = [{"percent": None, **entry} for entry in entries[1 + 3 * n_tasks :]]
     answered = [each for stretch in stretches for each in stretch.answered]
     judged = judge(answered, timeline_of(later, start, changer.made), before)
     failed_changes = [f"{each.kind}: {each.failure}" for each in changer.made if each.seq is None]
