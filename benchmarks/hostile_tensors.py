@@ -49,7 +49,8 @@ def _elements(rng: random.Random) -> bytes:
     good = element(b"play a song")
     return rng.choice((
         good, good * 2, good * 513, b"", good[:-1], good + b"x", good[:3], struct.pack("<I", 2**32 - 1) + b"abc",
-        struct.pack("<I", 2**31) + b"a" * 100, element(b"\xff\xfe\x80"), element(b""), element(b"a" * 25_000), rng.randbytes(40),
+        struct.pack("<I", 2**31) + b"a" * 100, element(b"\xff\xfe\x80"), element(b""), element(b"a" * 25_000),
+        rng.randbytes(40),
         struct.pack(">I", 11) + b"play a song", element(b"\xed\xa0\x80"), element(b"\x00" * 20),
     ))  # fmt: skip
 

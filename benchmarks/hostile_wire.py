@@ -209,9 +209,11 @@ def _with(server: Served, headers: str) -> bytes:
 
 
 _LINES = (
-    b"GET / HTTP/9.9", b"GET /", b"GET", b"", b" / HTTP/1.1", b"GET  /  HTTP/1.1", b"get / http/1.1", b"\x16\x03\x01\x02",
+    b"GET / HTTP/9.9", b"GET /", b"GET", b"", b" / HTTP/1.1", b"GET  /  HTTP/1.1", b"get / http/1.1",
+    b"\x16\x03\x01\x02",
     b"PRI * HTTP/2.0", b"GET /\x00 HTTP/1.1", b"GET http://elsewhere/ HTTP/1.1", b"CONNECT a:443 HTTP/1.1",
-    b"OPTIONS * HTTP/1.1", b"GET \xff\xfe HTTP/1.1", b"GET /" + b"a" * 40_000 + b" HTTP/1.1", b"GET //elsewhere HTTP/1.1",
+    b"OPTIONS * HTTP/1.1", b"GET \xff\xfe HTTP/1.1", b"GET /" + b"a" * 40_000 + b" HTTP/1.1",
+    b"GET //elsewhere HTTP/1.1",
     b"GET /v1/tasks?" + b"a=b&" * 4_000 + b" HTTP/1.1", b"A" * 70_000, b"GET /?%zz HTTP/1.1", b"GET /#x HTTP/1.1",
 )  # fmt: skip
 _HEADERS = (
@@ -226,8 +228,10 @@ _LENGTHS = ("-1", "+27", "0x1b", "27.0", "1e1", "", " ", "99999999999999999999",
             "９", "27 27", "NaN", "0", "00027", "4194305")  # fmt: skip
 _CHUNKS = (
     b"", b"0\r\n\r\n", b"5\r\nabc", b"zz\r\nabc\r\n0\r\n\r\n", b"-1\r\n\r\n", b"FFFFFFFFFFFFFFFFF\r\nabc\r\n0\r\n\r\n",
-    b"7fffffffffffffff\r\nabc", b"3;ext=" + b"x" * 9000 + b"\r\nabc\r\n0\r\n\r\n", b"3\r\nabcd\r\n0\r\n\r\n", b"3\nabc\n0\n\n",
-    b"1b\r\n" + _WELL[:27] + b"\r\n0\r\nTrailer: x\r\n\r\n", b"0\r\n" + b"T: x\r\n" * 3000 + b"\r\n", b" 3\r\nabc\r\n0\r\n\r\n",
+    b"7fffffffffffffff\r\nabc", b"3;ext=" + b"x" * 9000 + b"\r\nabc\r\n0\r\n\r\n", b"3\r\nabcd\r\n0\r\n\r\n",
+    b"3\nabc\n0\n\n",
+    b"1b\r\n" + _WELL[:27] + b"\r\n0\r\nTrailer: x\r\n\r\n", b"0\r\n" + b"T: x\r\n" * 3000 + b"\r\n",
+    b" 3\r\nabc\r\n0\r\n\r\n",
 )  # fmt: skip
 _PLACES = (
     "/v1/tasks/{task}", "/v1/tasks/{task}/versions", "/v1/tasks/{task}/activate", "/v1/tasks/{task}/history",
@@ -236,8 +240,10 @@ _PLACES = (
     "/v2/repository/models/{task}/load", "/v2/repository/models/{task}/unload", "/v2/models/{task}/infer",
 )  # fmt: skip
 _NAMES = (
-    "..", "../../etc/passwd", "..%2f..%2fetc%2fpasswd", "%2e%2e/%2e%2e", "%00", "%ff%fe", "%", "%zz", "a" * 5000, "%0d%0aX:%20y",
-    "${jndi:ldap://x}", "{{7*7}}", "';drop table", "<script>", "%F0%9F%92%A9", "~root", ".", "", " ", "con", "a/b/c", "__proto__",
+    "..", "../../etc/passwd", "..%2f..%2fetc%2fpasswd", "%2e%2e/%2e%2e", "%00", "%ff%fe", "%", "%zz", "a" * 5000,
+    "%0d%0aX:%20y",
+    "${jndi:ldap://x}", "{{7*7}}", "';drop table", "<script>", "%F0%9F%92%A9", "~root", ".", "", " ", "con",
+    "a/b/c", "__proto__",
     "-1", "0" * 64, "ffffffff", "intent\\..\\x", "*", "?", "#", "&a=b", "a;b=c", "%u0041", "\u202e", "\udcff", "x\ty",
 )  # fmt: skip
 _METHODS = (
@@ -255,7 +261,8 @@ _METHODS = (
     "\x00",
 )
 _KEYS = (
-    "", "Bearer", "Bearer ", "Bearer x", "Basic eDp5", "Bearer " + "x" * 9000, "Bearer \udcff\udcfe", "bearer\tx", "Token x",
+    "", "Bearer", "Bearer ", "Bearer x", "Basic eDp5", "Bearer " + "x" * 9000, "Bearer \udcff\udcfe", "bearer\tx",
+    "Token x",
     "Bearer tl_ tl_", "Bearer " + "tl_" + "A" * 43, "Negotiate YII=",
 )  # fmt: skip
 _ACCEPT = (

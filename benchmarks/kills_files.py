@@ -233,11 +233,14 @@ def _go_on(path: Path) -> list[str]:
     """What is wrong when a healthy writer goes on."""
     try:
         registry = Registry.open(path)
-        task, present = next((task, each) for task, each in registry.state.tasks.items() if each.active is not None)
+        serving = {task: each.active for task, each in registry.state.tasks.items() if each.active is not None}
+        if not serving:
+            return ["no task is in service any more"]
+        task, active = next(iter(serving.items()))
         registry.remove(task, who="a fault", why="the next writer")
         registry.rollback(task, who="a fault", why="the next writer")
     except TrunklineError as error:
         return [f"cannot be changed any more: {error}"]
     left = [str(each.relative_to(path)) for each in path.rglob(".*.tmp-*")]
-    same = Registry.open(path).state.tasks[task].active == present.active
+    same = Registry.open(path).state.tasks[task].active == active
     return ([f"left behind: {left}"] if left else []) + ([] if same else ["went back to another version"])

@@ -198,7 +198,7 @@ def refused_starts(path: Path, n: int) -> dict[str, Any]:
     state = Registry.open(path).state
     folders = [path / branch_folder(task, each.active) for task, each in state.tasks.items() if each.active]
     files = [file for folder in (*folders, path / "trunk") for file in sorted(folder.iterdir()) if file.is_file()]
-    chosen = rng.sample(files, n - 1) + [rng.choice(sorted((path / "trunk").iterdir()))]
+    chosen = [*rng.sample(files, n - 1), rng.choice(sorted((path / "trunk").iterdir()))]
     for file in chosen:
         content = file.read_bytes()
         place = places(len(content), 3, rng)[1]

@@ -29,7 +29,7 @@ SEED = 20251125
 SHARE_OF_PEAK = 0.5
 N_TEXTS, N_CANDIDATES = 64, 400
 MARGIN = 0.05
-"""Texts are asked for which every task is at least so far from another answer: in bf16 probabilities move by up to 0.02."""
+"""Texts are asked for which every task is so far from another answer: in bf16 probabilities move by up to 0.02."""
 OPTIONS = ("--cache-mb", "0")
 _SWITCH_S = 0.0005
 
@@ -42,7 +42,8 @@ class Size:
         n_changes: In all.
         n_uploads: Of them.
         n_rounds: Each a stretch without changes and one with.
-        round_s: Of each stretch.
+        round_s: Of each stretch with changes.
+        quiet_s: Of each stretch without.
         peak_s: The server's peak is looked for so long.
     """
 
@@ -50,10 +51,11 @@ class Size:
     n_uploads: int = 100
     n_rounds: int = 10
     round_s: float = 60.0
+    quiet_s: float = 60.0
     peak_s: float = 10.0
 
 
-FULL, QUICK = Size(), Size(n_changes=60, n_uploads=10, n_rounds=4, round_s=15.0, peak_s=4.0)
+FULL, QUICK = Size(), Size(n_changes=60, n_uploads=10, n_rounds=4, round_s=15.0, quiet_s=10.0, peak_s=4.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,12 +155,10 @@ def _stretches(
                 if changing:
                     changer.run(kinds[number * each : (number + 1) * each], versions, size.round_s)
                 else:
-                    time.sleep(size.round_s)
+                    time.sleep(size.quiet_s)
             found.append(Stretch(changing, loop.answered, loop.latest_start_s))
-            print(
-                f"{'changes' if changing else 'quiet'}: P50 {found[-1].p_ms(50):.1f} ms, P99 {found[-1].p_ms(99):.1f} ms",
-                flush=True,
-            )
+            p50, p99 = found[-1].p_ms(50), found[-1].p_ms(99)
+            print(f"{'changes' if changing else 'quiet'}: P50 {p50:.1f} ms, P99 {p99:.1f} ms", flush=True)
     return found
 
 

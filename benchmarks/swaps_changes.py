@@ -1,4 +1,4 @@
-"""Changes of a served registry at a steady rate: uploads of new versions, and activate, canary, rollback among ready ones."""
+"""Changes of a served registry at a steady rate: new versions uploaded; activate, canary, rollback among ready ones."""
 
 import random
 import time

@@ -9,7 +9,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 MAX_HEAD_BYTES = 32 * 1024
 """Of request line and headers together."""
 SEND_BYTES = 128 * 1024
-"""What the system may hold of an answer that a client does not read; by itself it takes megabytes for each connection."""
+"""What the system may hold of an answer that a client does not read; by itself it takes megabytes a connection."""
 
 
 class ImpatientProtocol(HttpToolsProtocol):

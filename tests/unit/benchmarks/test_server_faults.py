@@ -27,7 +27,8 @@ def timeline() -> Timeline:
     """Version a; b is activated at 10 and acknowledged at 11; c is a canary from 20, acknowledged at 21."""
     entries = [
         {"seq": 4, "at": "1970-01-01T00:00:10+00:00", "task": "intent", "action": "activate", "version": "b"},
-        {"seq": 5, "at": "1970-01-01T00:00:20+00:00", "task": "intent", "action": "canary", "version": "c", "percent": 5.0},
+        {"seq": 5, "at": "1970-01-01T00:00:20+00:00", "task": "intent", "action": "canary", "version": "c",
+        "percent": 5.0},
     ]  # fmt: skip
     made = [Made("activate", 9.0, 11.0, 4), Made("canary", 19.0, 21.0, 5)]
     return timeline_of(entries, {"intent": frozenset("a")}, made)
@@ -37,13 +38,22 @@ def timeline() -> Timeline:
     ("asked", "answered", "allowed"),
     [(1, 2, "a"), (1, 10.5, "ab"), (10.5, 10.6, "ab"), (12, 13, "b"), (12, 20.5, "bc"), (22, 23, "bc"), (1, 23, "abc")],
 )
-def test_versions_in_place_between_asking_and_answering_are_allowed(asked: float, answered: float, allowed: str) -> None:
+def test_versions_in_place_between_asking_and_answering_are_allowed(
+    asked: float, answered: float, allowed: str
+) -> None:
     assert timeline().allowed("intent", asked, answered) == frozenset(allowed)
 
 
 def test_the_end_of_a_canary_leaves_the_active_version() -> None:
     entries = [
-        {"seq": 1, "at": "1970-01-01T00:00:10+00:00", "task": "intent", "action": "canary", "version": "c", "percent": p}
+        {
+            "seq": 1,
+            "at": "1970-01-01T00:00:10+00:00",
+            "task": "intent",
+            "action": "canary",
+            "version": "c",
+            "percent": p,
+        }
         for p in (5.0, 0.0)
     ]
     states = timeline_of(entries, {"intent": frozenset("a")}, []).states
@@ -55,7 +65,8 @@ def test_answers_are_judged_by_version_and_by_value() -> None:
         return Answered(0, 12.0, 13.0, {"intent": Seen(version, label, confidence)})
 
     asked = [
-        answered("b", "music", 0.91), answered("a", "music", 0.9), answered("b", "music", 0.8), answered("b", "book", 0.9),
+        answered("b", "music", 0.91), answered("a", "music", 0.9), answered("b", "music", 0.8), answered("b",
+        "book", 0.9),
         Answered(0, 12.0, 13.0, None, "refused"), Answered(0, 12.0, 13.0, {}),
     ]  # fmt: skip
     judged = judge(asked, timeline(), BEFORE)
@@ -65,7 +76,9 @@ def test_answers_are_judged_by_version_and_by_value() -> None:
 
 def test_spans_are_compared_with_their_places() -> None:
     span = SeenSpan("city", 0, 5, 0.9)
-    assert difference_of(Seen("a", spans=(span,)), Seen("b", spans=(SeenSpan("city", 0, 5, 0.8),))) == pytest.approx(0.1)
+    assert difference_of(Seen("a", spans=(span,)), Seen("b", spans=(SeenSpan("city", 0, 5, 0.8),))) == pytest.approx(
+        0.1
+    )
     assert difference_of(Seen("a", spans=(span,)), Seen("b", spans=(SeenSpan("city", 1, 5, 0.9),))) is None
     assert difference_of(Seen("a", spans=(span,)), Seen("b")) is None
 
@@ -94,7 +107,10 @@ def test_statuses_of_all_pipelined_answers_are_found() -> None:
 
 def test_what_was_answered_wrongly_is_found() -> None:
     found = Found()
-    found.take("some", iter([Tried("a", (200, 404), b""), Tried("b", (503,), b""), Tried("c", (500,), b""), Tried("d", (), b"")]))
+    found.take(
+        "some",
+        iter([Tried("a", (200, 404), b""), Tried("b", (503,), b""), Tried("c", (500,), b""), Tried("d", (), b"")]),
+    )
     found.take("more", iter([Tried("e", (400,), b"Traceback (most recent call last)")]))
     assert found.n == 6
     assert len(found.unexpected) == len(found.traced) == 1
@@ -136,7 +152,7 @@ def test_a_damaged_version_is_noticed(tmp_path: Path) -> None:
 def test_random_changes_happen(tmp_path: Path) -> None:
     folder = make_registry(tmp_path)
     registry, rng = Registry.open(folder / "registry"), random.Random(0)
-    made = [change_at_random(registry, [folder / name for name in NEWER], rng) for _ in range(40)]
+    made = [change_at_random(registry, [folder / name for name in NEWER], rng) for _ in range(120)]
     assert sum(made) > 10
     assert {"register", "activate"} <= {entry.action for entry in registry.history()}
 
@@ -156,14 +172,16 @@ def test_tables_and_pictures_say_what_was_measured(tmp_path: Path) -> None:
         files={"by_call": {"open": 3}, "n_taken_back": 300, "n_made": 40},
     )
     hostile = result_of(
-        {"requests": 20_000, "unexpected_5xx": 0, "memory_growth_share": 0.02, "tracebacks": 0, "same_answers_after": 1},
+        {"requests": 20_000, "unexpected_5xx": 0, "memory_growth_share": 0.02, "tracebacks": 0,
+        "same_answers_after": 1},
         n_tracebacks_in_log=0, flipped_bytes={"n": 32, "not_refused": []}, flipped_starts={"n": 6, "not_refused": []},
         statuses={"400": 10, "none": 2},
     )  # fmt: skip
     stretch = {"changing": False, "p99_ms": 10.0}
     swaps = result_of(
         {"changes": 1000, "failed": 0, "wrong_version": 0, "changed": 0, "p99_ratio": 1.05},
-        n_requests=9, n_answers=90, rate_per_s=70.0, peak_per_s=140.0, stretches=[stretch, {**stretch, "changing": True}],
+        n_requests=9, n_answers=90, rate_per_s=70.0, peak_per_s=140.0, stretches=[stretch, {**stretch,
+        "changing": True}],
         changes={"upload": {"n": 1, "median_s": 1.0, "slowest_s": 2.0}},
     )  # fmt: skip
     for module, result, words in (
