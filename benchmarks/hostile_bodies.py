@@ -74,7 +74,8 @@ def from_schema(
     for operation in operations:
         for mode in modes:
             # A task is never taken out of service: what is answered afterwards is compared.
-            named = {"task": rng.choice(tasks)} if "{task}" in operation.path and operation.method != "delete" else None
+            removes = operation.method == "delete" or operation.path.endswith("/unload")
+            named = {"task": rng.choice(tasks)} if "{task}" in operation.path and not removes else None
             for case in drawn(operation.as_strategy(generation_mode=mode), each, rng):
                 if named is not None and rng.random() < 0.8:
                     case.path_parameters.update(named)
