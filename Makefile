@@ -5,10 +5,11 @@ PYTHON ?= python3
 DATA ?=
 NAME ?= --list
 BIN := .venv/bin
+PROTOC ?= .proto-venv/bin/python
 EXTRAS := train,server,client,demo,bench,docs,dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fix bench docs clean
+.PHONY: help demo test check fix bench docs proto clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -47,6 +48,15 @@ bench: .venv/.installed ## list the benchmarks, or run one (NAME=engine-xiaoai21
 docs: .venv/.installed ## build the documentation into docs/_build/html; a warning is an error
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
+proto: $(PROTOC) ## make the gRPC messages again after src/trunkline/server/oip.proto was changed
+	$(PROTOC) -m grpc_tools.protoc -I src/trunkline/server --python_out=src/trunkline/server \
+		--pyi_out=src/trunkline/server oip.proto
+	sed -i 's/_descriptor_pool\.Default()/_descriptor_pool.DescriptorPool()/' src/trunkline/server/oip_pb2.py
+
+.proto-venv/bin/python:
+	$(PYTHON) -m venv .proto-venv
+	.proto-venv/bin/python -m pip install --disable-pip-version-check -qq grpcio-tools==1.74.0 'protobuf>=6.30,<7'
+
 clean: ## remove outputs and caches; .venv stays
-	rm -rf demo docs/_build .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache .coverage
+	rm -rf .proto-venv demo docs/_build .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache .coverage
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

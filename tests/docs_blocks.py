@@ -80,17 +80,17 @@ def make_site(folder: Path) -> None:
 
 
 class LiveServer:
-    """The server that a page starts with ``trunkline serve``, on a free port in the place of the usual one."""
+    """The server that a page starts with ``trunkline serve``, on free ports in the place of the usual ones."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
-        self._port = "8000"
+        self._port, self._grpc_port = "8000", "8001"
 
     def start(self, words: tuple[str, ...]) -> None:
         """Run the command until it listens."""
         self.stop()
         code = "from trunkline.cli import main; main()"
-        command = [sys.executable, "-c", code, *words[1:], "--port", "0", "--threads", "1"]
+        command = [sys.executable, "-c", code, *words[1:], "--port", "0", "--grpc-port", "0", "--threads", "1"]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         told = ""
         assert self._process.stdout is not None
@@ -99,16 +99,18 @@ class LiveServer:
             if line.startswith("listening on"):
                 break
         (self._port,) = re.findall(r"http://[^:]+:(\d+)", told)
+        (self._grpc_port,) = re.findall(r"gRPC on [^:]+:(\d+)", told)
 
-    def with_port(self, text: str) -> str:
+    def with_ports(self, text: str) -> str:
         """A text with the port that the server really has; a client that names none is given one."""
         text = text.replace("Client()", 'Client("http://127.0.0.1:8000")')
+        text = text.replace("127.0.0.1:8001", f"127.0.0.1:{self._grpc_port}")
         return text.replace("127.0.0.1:8000", f"127.0.0.1:{self._port}")
 
     def curl(self, command: str) -> str:
         """What curl prints; a refusal of the server is none of curl's errors."""
         done = subprocess.run(
-            shlex.split(self.with_port(command)), capture_output=True, text=True, check=True, timeout=60
+            shlex.split(self.with_ports(command)), capture_output=True, text=True, check=True, timeout=60
         )
         return done.stdout
 
@@ -155,7 +157,7 @@ def _run_block(block: Block, names: dict[str, Any], said: str, server: LiveServe
     elif block.language == "python" and not block.note.startswith("not run: "):
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
-            exec(compile(server.with_port(with_pico(block.text)), f"block at line {block.line}", "exec"), names)  # noqa: S102
+            exec(compile(server.with_ports(with_pico(block.text)), f"block at line {block.line}", "exec"), names)  # noqa: S102
         return printed.getvalue()
     elif block.note == "output":
         assert said == block.text

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import uvicorn
 
 from tests.tiny_engines import backend_of
 from trunkline.bundle.registry import Registry, is_registry
@@ -18,6 +20,7 @@ from trunkline.engine.scheduler import Limits
 from trunkline.server.analyze import Analyzer
 from trunkline.server.app import make_app
 from trunkline.server.deployment import Deployment
+from trunkline.server.grpc import serve_grpc
 from trunkline.server.keys import Key, Keyring, new_key
 from trunkline.server.metrics import Metrics
 from trunkline.server.operation import Service
@@ -72,3 +75,32 @@ def with_settings(service: Service, **changes: Any) -> Service:
     settings = replace(service.settings, **changes)
     analyzer = Analyzer(service.analyzer.engine, settings, service.metrics)
     return replace(service, settings=settings, analyzer=analyzer)
+
+
+@contextmanager
+def running(service: Service) -> Iterator[tuple[int, int]]:
+    """The ports, HTTP and gRPC, on which a service listens while the block runs, in a thread of its own."""
+    ready, ports = threading.Event(), list[int]()
+    settings = replace(service.settings, grpc_port=0)
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: Any = None) -> None:
+            await super().startup(sockets)
+            ports.insert(0, self.servers[0].sockets[0].getsockname()[1])
+            ready.set()
+
+    server = Server(uvicorn.Config(make_app(service), port=0, log_config=None, lifespan="off"))
+
+    async def run() -> None:
+        async with serve_grpc(replace(service, settings=settings)) as grpc_port:
+            ports.append(grpc_port or 0)
+            await server.serve()
+
+    thread = threading.Thread(target=lambda: asyncio.run(run()), daemon=True)
+    thread.start()
+    try:
+        assert ready.wait(30), "the server did not start"
+        yield ports[0], ports[1]
+    finally:
+        server.should_exit = True
+        thread.join(30)

@@ -7,7 +7,7 @@ import typer
 
 from trunkline.core.errors import MissingDependencyError
 
-SERVER_MODULES = frozenset({"fsspec", "httptools", "prometheus_client", "starlette", "uvicorn"})
+SERVER_MODULES = frozenset({"fsspec", "google", "grpc", "httptools", "prometheus_client", "starlette", "uvicorn"})
 
 keys_app = typer.Typer(help="API keys of a server.", no_args_is_help=True)
 
@@ -16,7 +16,9 @@ def serve_command(  # noqa: PLR0913 - options of a command
     path: Annotated[Path, typer.Argument(help="Folder of a bundle or of a registry.")],
     *,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="To listen on; 0 takes a free one.")] = 8000,
+    port: Annotated[int, typer.Option(help="For HTTP; 0 takes a free one.")] = 8000,
+    grpc_port: Annotated[int, typer.Option(help="For gRPC; 0 takes a free one.")] = 8001,
+    grpc: Annotated[bool, typer.Option(help="Whether gRPC is offered.")] = True,
     keys: Annotated[Path | None, typer.Option(help="File with API keys (see `trunkline keys new`).")] = None,
     public: Annotated[bool, typer.Option("--public", help="Listen beyond loopback without API keys.")] = False,
     deadline_ms: Annotated[float, typer.Option(help="Of requests that state none.")] = 10_000.0,
@@ -36,13 +38,14 @@ def serve_command(  # noqa: PLR0913 - options of a command
     access_log: Annotated[bool, typer.Option("--access-log", help="Log every request, not failed ones alone.")] = False,
     threads: Annotated[int | None, typer.Option(help="That compute; one for each processor by default.")] = None,
 ) -> None:
-    """Answer over HTTP."""
+    """Answer over HTTP and gRPC."""
     from trunkline.server.run import serve
     from trunkline.server.settings import RequestLimits, Settings
 
     settings = Settings(
         host=host,
         port=port,
+        grpc_port=grpc_port if grpc else None,
         keys=keys,
         limits=RequestLimits(texts=max_texts, body_bytes=int(max_body_mb * 2**20)),
         deadline_ms=deadline_ms,

@@ -97,18 +97,7 @@ def _reason_of_query(asked: Asked) -> str:
 
 
 def _changed(asked: Asked, action: str, change: Change, *, status: int = 200) -> Response:
-    asked.service.metrics.changed(action)
-    asked.service.log.info(
-        "task changed",
-        extra={
-            "action": action,
-            "task": change.task,
-            "version": change.version,
-            "seq": change.seq,
-            "who": asked.caller.name,
-            "request_id": asked.request_id,
-        },
-    )
+    asked.service.record(action, change, who=asked.caller.name, request_id=asked.request_id)
     return JsonResponse(change, status_code=status)
 
 

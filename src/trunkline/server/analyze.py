@@ -11,7 +11,7 @@ from msgspec import UNSET, UnsetType
 
 from trunkline.core.errors import DataError
 from trunkline.core.types import Example, LabelPrediction, LabelsPrediction, ScorePrediction, Span
-from trunkline.engine.answers import TaskAnswer, task_answers
+from trunkline.engine.answers import RawAnswer, TaskAnswer, raw_answers, task_answers
 from trunkline.engine.asking import AsyncParts, Collected
 from trunkline.engine.encoding import EncodedRequest, encode_request
 from trunkline.engine.engine import Engine
@@ -129,6 +129,13 @@ class Analyzer:
         except asyncio.CancelledError:
             collected.cancel()
             raise
+
+    async def raw_answers(self, question: Question, snapshot: Snapshot) -> list[RawAnswer]:
+        """Logits of every text, in no order; errors as of `all_answers`."""
+        encoded, parts = await self.parts(question, snapshot)
+        for part in parts:  # Decoded all the same: metrics tell what was answered.
+            self._answers(question, encoded, part)
+        return [raw for part in parts for raw in raw_answers(encoded, part)]
 
     async def _encoded(self, question: Question, snapshot: Snapshot) -> EncodedRequest:
         n_characters = check_texts(question.examples, self._settings.limits)

@@ -1,9 +1,7 @@
 """The ASGI application: routes, and one edge around all of them."""
 
-import logging
 import time
-import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import msgspec
 from starlette.exceptions import HTTPException
@@ -14,21 +12,34 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from trunkline.core.errors import TrunklineError
-from trunkline.server import admin_api, answers_api, health_api
+from trunkline.server import admin_api, answers_api, health_api, oip_rest, tei
 from trunkline.server.bodies import ClientGoneError
 from trunkline.server.openapi import openapi
-from trunkline.server.operation import Asked, JsonResponse, Operation, Service, authorize
+from trunkline.server.operation import (
+    OWN_ERRORS,
+    Asked,
+    ErrorForm,
+    JsonResponse,
+    Operation,
+    Service,
+    authorize,
+    first_part,
+    request_id_of,
+)
 from trunkline.server.refusals import Refusal, refusal_of, refuse
-from trunkline.wire import ErrorBody, ErrorDetail
 
-_ID_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")
-_LONGEST_ID = 64
 _ROUTE, _REQUEST_ID, _ARRIVED = "trunkline.route", "trunkline.request_id", "trunkline.arrived"
 UNKNOWN_ROUTE = "unknown"
 _GONE = 499
 """Counted where nobody was left to be told, as other servers count it."""
 
-OPERATIONS: tuple[Operation, ...] = (*answers_api.OPERATIONS, *admin_api.OPERATIONS, *health_api.OPERATIONS)
+OPERATIONS: tuple[Operation, ...] = (
+    *answers_api.OPERATIONS,
+    *admin_api.OPERATIONS,
+    *oip_rest.OPERATIONS,
+    *tei.OPERATIONS,
+    *health_api.OPERATIONS,
+)
 """Everything that the server offers over HTTP."""
 
 
@@ -46,7 +57,8 @@ def make_app(service: Service, operations: Sequence[Operation] = OPERATIONS) -> 
 
     described = Operation("GET", "/openapi.json", show_openapi, "This document", "operations", needs="nothing")
     routes = [_route(service, operation) for operation in (*operations, described)]
-    app: ASGIApp = Edge(Router(routes, redirect_slashes=False), service)
+    errors = {operation.beginning: operation.errors for operation in operations}
+    app: ASGIApp = Edge(Router(routes, redirect_slashes=False), service, errors)
     if service.settings.cors_origins:
         app = CORSMiddleware(
             app, allow_origins=service.settings.cors_origins, allow_methods=["GET", "POST", "DELETE"],
@@ -71,10 +83,17 @@ def _route(service: Service, operation: Operation) -> Route:
 class Edge:
     """Around every request: its id, its errors, its count and its line in the log."""
 
-    def __init__(self, app: ASGIApp, service: Service) -> None:
-        """Wrap the routes."""
+    def __init__(self, app: ASGIApp, service: Service, errors: Mapping[str, ErrorForm]) -> None:
+        """Wrap the routes.
+
+        Args:
+            app: The routes.
+            service: What handlers work with.
+            errors: How errors are told below the first part of a path, whether the rest of it is known or not.
+        """
         self._app = app
         self._service = service
+        self._errors = errors
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request; other things than HTTP are passed on."""
@@ -82,7 +101,7 @@ class Edge:
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()
-        request_id = request_id_of(scope)
+        request_id = request_id_of(_given_id(scope))
         scope["app"], scope[_REQUEST_ID], scope[_ARRIVED] = self, request_id, self._service.analyzer.now()
         header = (b"x-request-id", request_id.encode())
         status = 0
@@ -97,7 +116,7 @@ class Edge:
         try:
             error = await self._run(scope, receive, told)
             if error is not None and not status:
-                await _as_response(refusal_of(error), request_id)(scope, receive, told)
+                await self._refused(refusal_of(error), scope)(scope, receive, told)
         finally:
             self._count(scope, request_id, status or _GONE, time.perf_counter() - started)
 
@@ -119,35 +138,16 @@ class Edge:
     def _count(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
         route = scope.get(_ROUTE, UNKNOWN_ROUTE)
         method = scope["method"] if route != UNKNOWN_ROUTE else "any"
-        self._service.metrics.requested(route, method, status, seconds)
-        failed = status >= 500
-        if failed or self._service.settings.access_log:
-            self._service.log.log(
-                logging.WARNING if failed else logging.INFO,
-                "request",
-                extra={
-                    "request_id": request_id,
-                    "method": method,
-                    "route": route,
-                    "status": status,
-                    "ms": round(1e3 * seconds, 3),
-                },
-            )
+        self._service.count(route=route, method=method, status=status, seconds=seconds, request_id=request_id)
+
+    def _refused(self, refusal: Refusal, scope: Scope) -> Response:
+        form = self._errors.get(first_part(scope["path"]), OWN_ERRORS)
+        body = form.make(refusal, scope[_REQUEST_ID])
+        return JsonResponse(body, status_code=refusal.status, headers=dict(refusal.headers))
 
 
-def request_id_of(scope: Scope) -> str:
-    """The id that the client gave its request, where it is harmless; else a new one."""
-    for name, value in scope["headers"]:
-        if name == b"x-request-id":
-            given = value.decode("latin-1")
-            if 0 < len(given) <= _LONGEST_ID and _ID_CHARACTERS.issuperset(given):
-                return str(given)
-    return uuid.uuid4().hex
-
-
-def _as_response(refusal: Refusal, request_id: str) -> Response:
-    detail = ErrorDetail(code=refusal.code, message=refusal.message, request_id=request_id)
-    return JsonResponse(ErrorBody(error=detail), status_code=refusal.status, headers=dict(refusal.headers))
+def _given_id(scope: Scope) -> str | None:
+    return next((value.decode("latin-1") for name, value in scope["headers"] if name == b"x-request-id"), None)
 
 
 def _of_http(error: HTTPException, scope: Scope) -> TrunklineError:

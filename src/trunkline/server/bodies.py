@@ -57,6 +57,20 @@ async def body_chunks(request: Request, *, max_bytes: int, seconds: float) -> As
             return
 
 
+def refuse_encoded(request: Request) -> None:
+    """Refuse a compressed body, which could be a thousand times larger than it looks.
+
+    Raises:
+        ServerError: 415: it is compressed.
+    """
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in {"", "identity"}:
+        raise refuse(
+            415, "compressed_body", f"header Content-Encoding: is {encoding[:40]!r}; identity is allowed; send the "
+            "body as it is",
+        )  # fmt: skip
+
+
 def decode_body(content: bytes, body_type: type[BodyT]) -> BodyT:
     """JSON into its type: unknown keys refused, nesting no deeper than the type's.
 

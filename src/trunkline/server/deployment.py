@@ -216,6 +216,31 @@ class Deployment:
 
         return await self._change(task, change)
 
+    async def resume(self, task: str, *, who: str, why: str) -> Change:
+        """Let a task that is out of service answer again; one that answers stays as it is.
+
+        Its version is the one that was active last, of a task that never answered the newest; errors as of
+        `Registry.activate`.
+        """
+
+        def change(registry: Registry) -> None:
+            state = known_task(task, registry.state.tasks)
+            if state.active is not None:
+                return
+            version = _next_version(state)
+            self._load(registry.bundle({task: version}))
+            if state.former:
+                registry.rollback(task, who=who, why=why)
+            else:
+                registry.activate(task, version, who=who, why=why)
+
+        return await self._change(task, change)
+
+    def resting(self) -> dict[str, str]:
+        """Tasks that are registered and do not answer, with the version that `resume` would take."""
+        tasks = self._registry.state.tasks if self._registry is not None else {}
+        return {task: _next_version(state) for task, state in tasks.items() if state.active is None}
+
     async def remove(self, task: str, version: str | None, *, who: str, why: str) -> Change:
         """Take a task out of service, or drop a version; errors as of `Registry.remove`."""
         return await self._change(task, lambda registry: registry.remove(task, version, who=who, why=why))
@@ -316,6 +341,10 @@ def _part(task: str, key: str) -> float:
     """Where a key lies between 0 and 100 for a task; independent from task to task."""
     digest = hashlib.blake2b(f"{task}\0{key}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "big") % (100 * _PARTS) / _PARTS
+
+
+def _next_version(state: TaskState) -> str:
+    return state.former[-1] if state.former else list(state.versions)[-1]
 
 
 def _state_of(digest: str, state: TaskState, *, ready: bool) -> VersionState:

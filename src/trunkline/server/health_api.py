@@ -5,7 +5,7 @@ from importlib import resources
 from starlette.responses import HTMLResponse, Response
 
 import trunkline
-from trunkline.server.operation import Asked, JsonResponse, Operation
+from trunkline.server.operation import Asked, JsonResponse, Operation, Service
 from trunkline.server.refusals import refuse
 
 _METRICS = "text/plain; version=0.0.4; charset=utf-8"
@@ -18,9 +18,18 @@ async def live(asked: Asked) -> Response:  # noqa: ARG001 - every handler gets w
 
 async def ready(asked: Asked) -> Response:
     """Requests are taken: loaded, warm, the engine's thread alive, not about to stop."""
-    if not asked.service.metrics.is_ready:
-        raise refuse(503, "not_ready", "server: loads or stops; ask again, or ask another", Retry_After="1")
+    refuse_unready(asked.service)
     return JsonResponse({"status": "ready"})
+
+
+def refuse_unready(service: Service) -> None:
+    """Tell whoever balances load that requests are not taken.
+
+    Raises:
+        ServerError: 503: they are not.
+    """
+    if not service.metrics.is_ready:
+        raise refuse(503, "not_ready", "server: loads or stops; ask again, or ask another", Retry_After="1")
 
 
 async def metrics(asked: Asked) -> Response:

@@ -35,7 +35,7 @@ def set_up_logs(level: str = "INFO") -> logging.Logger:
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
-    for name in ("trunkline.server", "uvicorn", "uvicorn.error", "asyncio"):
+    for name in ("trunkline.server", "uvicorn", "uvicorn.error", "asyncio", "grpc"):
         logger = logging.getLogger(name)
         logger.handlers[:] = [handler]
         logger.propagate = False

@@ -8,7 +8,7 @@ import msgspec
 
 import trunkline
 from trunkline.server.operation import Operation
-from trunkline.wire import ErrorBody, Event
+from trunkline.wire import Event
 
 _REF = "#/components/schemas/{name}"
 _ERRORS = {
@@ -18,6 +18,7 @@ _ERRORS = {
     "404": "A task or version that is not there; the message names the nearest.",
     "408": "The body came too slowly.",
     "413": "More bytes, texts, characters or tokens than are allowed.",
+    "415": "The body is compressed.",
     "429": "The queue is full; see Retry-After.",
     "503": "Not ready, or about to stop; see Retry-After.",
     "504": "The deadline passed.",
@@ -34,8 +35,13 @@ def openapi(operations: Sequence[Operation]) -> dict[str, Any]:
     Args:
         operations: All that the server offers.
     """
-    types = [each for operation in operations for each in (operation.asks, operation.answers) if each is not None]
-    unique = list(dict.fromkeys([*types, ErrorBody, Event]))
+    types = [
+        each
+        for operation in operations
+        for each in (operation.asks, operation.answers, operation.errors.body)
+        if each is not None
+    ]
+    unique = list(dict.fromkeys([*types, Event]))
     schemas, components = msgspec.json.schema_components(unique, ref_template=_REF)
     of_type = dict(zip(unique, schemas, strict=True))
     paths: dict[str, dict[str, Any]] = {}
@@ -59,10 +65,10 @@ def openapi(operations: Sequence[Operation]) -> dict[str, Any]:
 
 def _described(operation: Operation, of_type: dict[Any, Any]) -> dict[str, Any]:
     told = (operation.handler.__doc__ or "").strip().split("\n\n")[0].replace("\n", " ")
-    errors = {**_ERRORS, **(_CHANGE_ERRORS if operation.tag == "tasks" else {})} if operation.needs != "nothing" else {
+    errors = {**_ERRORS, **(_CHANGE_ERRORS if operation.needs == "owner" else {})} if operation.needs != "nothing" else {
         "503": _ERRORS["503"]
     }  # fmt: skip
-    body_of_errors = {"application/json": {"schema": of_type[ErrorBody]}}
+    body_of_errors = {"application/json": {"schema": of_type[operation.errors.body]}}
     described: dict[str, Any] = {
         "operationId": operation.handler.__name__ if operation.path != "/v1/history" else "list_all_history",
         "summary": operation.summary,

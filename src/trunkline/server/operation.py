@@ -1,6 +1,7 @@
 """What the server offers, as a table: routes, authorization and OpenAPI are made from it."""
 
 import logging
+import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
@@ -14,12 +15,15 @@ from trunkline.server.bodies import decode_body, read_body
 from trunkline.server.deployment import Deployment
 from trunkline.server.keys import Caller, Keyring
 from trunkline.server.metrics import Metrics
-from trunkline.server.refusals import refuse
+from trunkline.server.refusals import Refusal, refuse
 from trunkline.server.settings import Settings
+from trunkline.wire import Change, ErrorBody, ErrorDetail
 
 Needs: TypeAlias = Literal["nothing", "infer", "owner", "changes", "admin"]
 """Whose key it takes: nobody's; anybody's; the owner's of the task in the path; anybody's who changes tasks; the
 administrator's."""
+_ID_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")
+_LONGEST_ID = 64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,6 +36,38 @@ class Service:
     settings: Settings
     metrics: Metrics
     log: logging.Logger
+
+    def count(self, *, route: str, method: str, status: int, seconds: float, request_id: str) -> None:
+        """Count a request that is over, and log it where that is wanted or it failed."""
+        self.metrics.requested(route, method, status, seconds)
+        failed = status >= 500
+        if failed or self.settings.access_log:
+            self.log.log(
+                logging.WARNING if failed else logging.INFO,
+                "request",
+                extra={
+                    "request_id": request_id,
+                    "method": method,
+                    "route": route,
+                    "status": status,
+                    "ms": round(1e3 * seconds, 3),
+                },
+            )
+
+    def record(self, action: str, change: Change, *, who: str, request_id: str) -> None:
+        """Count and log a change of tasks."""
+        self.metrics.changed(action)
+        self.log.info(
+            "task changed",
+            extra={
+                "action": action,
+                "task": change.task,
+                "version": change.version,
+                "seq": change.seq,
+                "who": who,
+                "request_id": request_id,
+            },
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,6 +106,26 @@ class Asked:
 Handler: TypeAlias = Callable[[Asked], Awaitable[Response]]
 
 
+def _own_error(refusal: Refusal, request_id: str) -> ErrorBody:
+    return ErrorBody(error=ErrorDetail(code=refusal.code, message=refusal.message, request_id=request_id))
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorForm:
+    """How a protocol tells errors.
+
+    Attributes:
+        body: Type of the JSON body.
+        make: Makes it, of what is told and the id of the request.
+    """
+
+    body: type[msgspec.Struct]
+    make: Callable[[Refusal, str], msgspec.Struct]
+
+
+OWN_ERRORS = ErrorForm(ErrorBody, _own_error)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Operation:
     """One thing the server does.
@@ -88,6 +144,7 @@ class Operation:
         other_bodies: Further content types that are taken, with what they hold.
         other_answers: Further content types that are given, with what they hold.
         query: Names of query parameters, with what they mean.
+        errors: How errors are told; the same for all paths that begin alike.
     """
 
     method: str
@@ -103,6 +160,24 @@ class Operation:
     other_bodies: Mapping[str, str] = field(default_factory=dict)
     other_answers: Mapping[str, str] = field(default_factory=dict)
     query: Mapping[str, str] = field(default_factory=dict)
+    errors: ErrorForm = OWN_ERRORS
+
+    @property
+    def beginning(self) -> str:
+        """The first part of the path."""
+        return first_part(self.path)
+
+
+def first_part(path: str) -> str:
+    """What stands between the first two slashes of a path."""
+    return path.lstrip("/").partition("/")[0]
+
+
+def request_id_of(given: str | None) -> str:
+    """The id that the client gave its request, where it is harmless; else a new one."""
+    if given and len(given) <= _LONGEST_ID and _ID_CHARACTERS.issuperset(given):
+        return given
+    return uuid.uuid4().hex
 
 
 def authorize(service: Service, request: Request, needs: Needs) -> Caller:

@@ -20,6 +20,7 @@ from trunkline.server.analyze import Analyzer
 from trunkline.server.app import make_app
 from trunkline.server.connections import protocol_of
 from trunkline.server.deployment import Deployment, keep_following
+from trunkline.server.grpc import serve_grpc
 from trunkline.server.keys import Keyring, read_keys
 from trunkline.server.logs import set_up_logs
 from trunkline.server.metrics import Metrics
@@ -92,11 +93,13 @@ async def _serve(service: Service, tell: Callable[[str], None]) -> None:
             timeout_graceful_shutdown=_LAST_ANSWERS_S,
         )
     )
-    async with _following(service), _draining(server, service):
+    async with serve_grpc(service) as grpc_port, _following(service), _draining(server, service):
 
         def started(port: int) -> None:
             service.metrics.is_ready = True
             host = f"[{settings.host}]" if ":" in settings.host else settings.host
+            if grpc_port is not None:
+                tell(f"gRPC on {host}:{grpc_port}")
             tell(f"listening on http://{host}:{port} (try it at /docs)")
 
         server.on_started = started

@@ -33,7 +33,8 @@ class Settings:
 
     Attributes:
         host: Address to listen on.
-        port: To listen on; 0 takes a free one.
+        port: For HTTP; 0 takes a free one.
+        grpc_port: For gRPC; None opens none, 0 takes a free one.
         keys: File with API keys; None with no keys in the environment either leaves inference open.
         limits: Of requests.
         deadline_ms: Of requests that state none.
@@ -51,6 +52,7 @@ class Settings:
 
     host: str = "127.0.0.1"
     port: int = 8000
+    grpc_port: int | None = 8001
     keys: Path | None = None
     limits: RequestLimits = field(default_factory=RequestLimits)
     deadline_ms: float = 10_000.0
@@ -74,5 +76,6 @@ class Settings:
         for name, lowest in (("deadline_ms", 1), ("max_wait_ms", 1), ("cache_bytes", 0), ("ready_versions", 0)):
             if getattr(self, name) < lowest:
                 raise SpecError(f"server: {name} is {getattr(self, name)}; choose {lowest} or more")
-        if not 0 <= self.port <= 65_535:
-            raise SpecError(f"server: port is {self.port}; choose 0 (any free one) to 65535")
+        for name in ("port", "grpc_port"):
+            if not 0 <= (getattr(self, name) or 0) <= 65_535:
+                raise SpecError(f"server: {name} is {getattr(self, name)}; choose 0 (any free one) to 65535")
