@@ -13,8 +13,8 @@ from benchmarks.harness import ROOT
 from trunkline.server.keys import ENVIRONMENT, as_yaml, new_key
 
 START_S = 120.0
-GRPC: tuple[str, ...] = ()
-"""Options that make the server offer gRPC on a free port; none while it speaks HTTP alone."""
+GRPC = ("--grpc-port", "0")
+"""A free port for gRPC too."""
 _LISTENS, _GRPC = "listening on http://", "gRPC on "
 
 

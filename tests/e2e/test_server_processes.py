@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import grpc
 import httpx
 import psutil
 import pytest
@@ -27,7 +28,7 @@ class Impatient(Served):
     program = (
         "import sys; from pathlib import Path; from trunkline.server.run import serve; "
         "from trunkline.server.settings import RequestLimits, Settings; "
-        f"serve(Path(sys.argv[2]), Settings(port=0, limits=RequestLimits(read_s={READ_S})), print)"
+        f"serve(Path(sys.argv[2]), Settings(port=0, grpc_port=0, limits=RequestLimits(read_s={READ_S})), print)"
     )
 
 
@@ -163,6 +164,15 @@ def test_a_body_that_is_too_large_is_refused_before_it_is_read(server: Served) -
     with connect(server) as connection:
         connection.sendall(head.encode() + b"\r\n")
         assert connection.recv(1000).startswith(b"HTTP/1.1 413")
+
+
+def test_bytes_that_are_no_message_are_refused_over_grpc(server: Served) -> None:
+    with grpc.insecure_channel(f"{server.host}:{server.grpc_port}") as channel:
+        call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        with pytest.raises(grpc.RpcError) as caught:
+            call(b"\xff\xff", timeout=10)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "Traceback" not in server.log()
 
 
 def test_versions_come_and_go_while_others_ask(tmp_path: Path) -> None:

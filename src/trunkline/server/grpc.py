@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from trunkline.core.errors import SpecError, TrunklineError
 from trunkline.server import oip, oip_pb2
 from trunkline.server.oip import Asking, Inference, Inferred
 from trunkline.server.oip_tensors import Given, TensorForm, inputs_of, outputs_of
 from trunkline.server.operation import Needs, Service, request_id_of, require
-from trunkline.server.refusals import Refusal, refusal_of
+from trunkline.server.refusals import Refusal, refusal_of, refuse
 
 SERVICE = "inference.GRPCInferenceService"
 _HEAD_BYTES = 64 * 1024
@@ -91,12 +92,13 @@ async def serve_grpc(service: Service) -> AsyncIterator[int | None]:
 def _handler(
     service: Service, name: str, request_type: Any, needs: Needs, answer: Callable[[_Asked], Awaitable[Any]]
 ) -> grpc.RpcMethodHandler:
-    async def run(message: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+    async def run(content: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         started = time.perf_counter()
         told = {str(key): value for key, value in context.invocation_metadata() or ()}
         request_id = request_id_of(_text(told.get("x-request-id")))
         status = 200
         try:
+            message = _message(request_type, content)
             caller = _authorize(service, told, needs, task=getattr(message, "model_name", ""))
             asked = _Asked(
                 service, message, caller, request_id, service.analyzer.now(), _within(context.time_remaining())
@@ -118,9 +120,17 @@ def _handler(
             seconds = time.perf_counter() - started
             service.count(route=f"grpc {name}", method="grpc", status=status, seconds=seconds, request_id=request_id)
 
-    return grpc.unary_unary_rpc_method_handler(
-        run, request_deserializer=request_type.FromString, response_serializer=lambda found: found.SerializeToString()
-    )
+    # Bytes come as they are: what gRPC itself cannot decode it answers with UNKNOWN and the name of our class.
+    return grpc.unary_unary_rpc_method_handler(run, response_serializer=lambda found: found.SerializeToString())
+
+
+def _message(request_type: Any, content: bytes) -> Any:
+    try:
+        return request_type.FromString(content)
+    except DecodeError as error:
+        raise refuse(
+            400, "invalid_request", f"message: is no {request_type.DESCRIPTOR.name}; see oip.proto for what is allowed"
+        ) from error
 
 
 async def _refuse(context: "grpc.aio.ServicerContext[Any, Any]", refusal: Refusal, request_id: str) -> None:

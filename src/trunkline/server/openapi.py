@@ -65,7 +65,8 @@ def openapi(operations: Sequence[Operation]) -> dict[str, Any]:
 
 def _described(operation: Operation, of_type: dict[Any, Any]) -> dict[str, Any]:
     told = (operation.handler.__doc__ or "").strip().split("\n\n")[0].replace("\n", " ")
-    errors = {**_ERRORS, **(_CHANGE_ERRORS if operation.needs == "owner" else {})} if operation.needs != "nothing" else {
+    changes = _CHANGE_ERRORS if operation.needs == "owner" else {}
+    errors = {**_ERRORS, **changes} if operation.needs != "nothing" else {
         "503": _ERRORS["503"]
     }  # fmt: skip
     body_of_errors = {"application/json": {"schema": of_type[operation.errors.body]}}
