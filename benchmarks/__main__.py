@@ -15,6 +15,9 @@ from benchmarks import (
     headline,
     paper_tables,
     search_cost,
+    server_hostile,
+    server_kills,
+    server_swaps,
 )
 from benchmarks.harness import RESULTS, Benchmark, run_benchmark
 from trunkline.core.errors import TrunklineError
@@ -30,6 +33,9 @@ MODULES = (
     headline,
     paper_tables,
     search_cost,
+    server_hostile,
+    server_kills,
+    server_swaps,
 )
 BENCHMARKS: dict[str, Benchmark] = {module.BENCHMARK.name: module.BENCHMARK for module in MODULES}
 

@@ -106,22 +106,22 @@ def _versions(path: Path, folder: Path) -> dict[str, tuple[Path, Path]]:
         stored = bundle.branch(task)
         folders = (folder / f"{task}-a", folder / f"{task}-b")
         write_branch(folders[0], stored.spec, stored.tensors, stored.golden)
-        _write_shifted(folders[1], stored)
+        write_shifted(folders[1], stored)
         found[task] = folders
     return found
 
 
-def _write_shifted(folder: Path, stored: StoredBranch) -> None:
-    tensors = {**stored.tensors, BIAS: stored.tensors[BIAS] + _shift(stored)}
-    lines = tuple(
-        tuple(tuple((np.float32(line) + _shift(stored)).tolist()) for line in row) for row in stored.golden.logits
-    )
+def write_shifted(folder: Path, stored: StoredBranch, amount: float = SHIFT) -> None:
+    """Write a branch whose every second logit is larger by so much, with golden outputs that say so."""
+    shift = _shift(stored, amount)
+    tensors = {**stored.tensors, BIAS: stored.tensors[BIAS] + shift}
+    lines = tuple(tuple(tuple((np.float32(line) + shift).tolist()) for line in row) for row in stored.golden.logits)
     write_branch(folder, stored.spec, tensors, msgspec.structs.replace(stored.golden, logits=lines))
 
 
-def _shift(stored: StoredBranch) -> np.ndarray:
+def _shift(stored: StoredBranch, amount: float) -> np.ndarray:
     # every second label, so that answers change and not only a constant that softmax takes out again
-    return np.where(np.arange(stored.spec.n_outputs) % 2 == 0, np.float32(SHIFT), np.float32(0))
+    return np.where(np.arange(stored.spec.n_outputs) % 2 == 0, np.float32(amount), np.float32(0))
 
 
 @dataclass(slots=True)

@@ -30,6 +30,9 @@ from trunkline.model.score import Answer
 LIMITS = Limits(batch_tokens=512, batch_rows=128, queued_rows=65_536, queued_tokens=4_194_304)
 EXAMPLES_PER_REQUEST = 512
 """Of `Engine.predict`: so many texts are encoded while as many run."""
+_PATIENCE_S = 0.03
+"""Each piece of work on a new version lets requests go first for so long: it takes the idle moments of an engine that
+has some, and a share of one that has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,10 +174,12 @@ class Engine:
             # The loop's thread may be in the middle of these programs; twins compute in memory of their own.
             trunk = after.trunk.twin()
             for state, branch in new:
-                replay(state.branch(branch.spec.task), branch, trunk, self.backend)
+                stored = state.branch(branch.spec.task)
+                replay(stored, branch, trunk, self.backend, before_each=self._let_requests_first)
             if set(after.trunk.segments) <= set(before.trunk.segments):
                 trunk = trunk.without_layers()  # They are warm; branches are warmed on what the embeddings give.
-            warm(self.backend, trunk, [branch for _, branch in new], self._limits)
+            branches = [branch for _, branch in new]
+            warm(self.backend, trunk, branches, self._limits, before_each=self._let_requests_first)
             self.backend.settle()
         return after
 
@@ -316,6 +321,9 @@ class Engine:
         finally:
             for _, parts in running:
                 parts.close()
+
+    def _let_requests_first(self) -> None:
+        self.loop.give_way(_PATIENCE_S)
 
     def _deadline(self, timeout_s: float | None) -> float | None:
         return None if timeout_s is None else self.loop.clock() + timeout_s

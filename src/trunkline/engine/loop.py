@@ -26,6 +26,8 @@ _GATHER_SHARE, _LONGEST_GATHER_S = 0.1, 0.01
 """How long the next step may be put off: a share of what the last one took."""
 _FADING = 0.95
 """Of what the steps before took, with every step."""
+_LOOK_S = 0.001
+"""Whoever gives way looks so often whether it is its turn."""
 
 
 class Loop:
@@ -78,6 +80,20 @@ class Loop:
             cost = self._scheduler.cost + self._running_cost
             wait_s = cost * self._seconds / self._cost if self._cost else 0.0
             return Backlog(self._scheduler.n_rows, self._scheduler.n_tokens, wait_s)
+
+    def give_way(self, most_s: float) -> None:
+        """Wait until nothing waits or runs, or for so long: for work beside requests, one piece after the other.
+
+        Args:
+            most_s: On an engine that always has something to do such work goes on after this time, only slower.
+        """
+        until = time.monotonic() + most_s
+        while self._is_busy() and time.monotonic() < until:
+            time.sleep(_LOOK_S)
+
+    def _is_busy(self) -> bool:
+        with self._wake:
+            return self._scheduler.cost + self._running_cost > 0
 
     def submit(self, request: Request) -> None:
         """Queue what is not known yet; answers that are known are delivered at once.

@@ -1,5 +1,6 @@
 """Whether a bundle is whole and still answers as it did when its branches were written."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,7 +81,14 @@ def verify(path: Path, *, backend_name: BackendName | None = None) -> VerifyRepo
     return VerifyReport(path=path, trunk_digest=stored.chain[-1], n_files=n_files, tasks=tasks)
 
 
-def replay(stored: StoredBranch, loaded: LoadedBranch, trunk: LoadedTrunk, backend: Backend) -> VerifiedTask:
+def replay(
+    stored: StoredBranch,
+    loaded: LoadedBranch,
+    trunk: LoadedTrunk,
+    backend: Backend,
+    *,
+    before_each: Callable[[], None] = lambda: None,
+) -> VerifiedTask:
     """Run a branch's golden inputs, each alone, and compare what comes with what is stored.
 
     In int8 a difference beyond tolerance is allowed where a classifier gives the same label.
@@ -90,6 +98,7 @@ def replay(stored: StoredBranch, loaded: LoadedBranch, trunk: LoadedTrunk, backe
         loaded: The same, ready to run.
         trunk: Ready to run, with a segment that ends at the branch's exit.
         backend: Compiled both.
+        before_each: Is called before each input is run, and may let others go first.
 
     Raises:
         VerificationError: It answers otherwise than it did, or there is no tolerance for the backend's precision.
@@ -105,6 +114,7 @@ def replay(stored: StoredBranch, loaded: LoadedBranch, trunk: LoadedTrunk, backe
     runner, one = Runner(backend), np.zeros(1, dtype=np.int64)
     found = []
     for row in trunk.tokenizer.encode(golden.examples(), max_length=spec.max_length):
+        before_each()
         (ran,) = runner.run(trunk, [row], {loaded: one})
         found.append(ran.logits[0].reshape(-1, spec.n_outputs))
     differences = [_difference(stored, number, values, precision) for number, values in enumerate(found)]

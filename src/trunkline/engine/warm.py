@@ -1,6 +1,6 @@
 """Runs a snapshot on the shapes it will meet, so that no caller waits while a runtime prepares for a new one."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -15,7 +15,14 @@ _SHORT = 3
 """Tokens of the shortest rows: two special ones and a word."""
 
 
-def warm(backend: Backend, trunk: LoadedTrunk, branches: Iterable[LoadedBranch], limits: Limits) -> None:
+def warm(
+    backend: Backend,
+    trunk: LoadedTrunk,
+    branches: Iterable[LoadedBranch],
+    limits: Limits,
+    *,
+    before_each: Callable[[], None] = lambda: None,
+) -> None:
     """Run branches, and the trunk under them, on batches of every usual shape.
 
     Args:
@@ -23,6 +30,7 @@ def warm(backend: Backend, trunk: LoadedTrunk, branches: Iterable[LoadedBranch],
         trunk: Ready to run; used by this thread alone (see `LoadedTrunk.twin`).
         branches: Which.
         limits: Of a step.
+        before_each: Is called before each batch, and may let others go first.
     """
     chosen = list(branches)
     if not chosen:
@@ -30,8 +38,10 @@ def warm(backend: Backend, trunk: LoadedTrunk, branches: Iterable[LoadedBranch],
     longest = min(max(branch.spec.max_length for branch in chosen), trunk.config.max_tokens)
     runner, folded = Runner(backend), [branch for branch in chosen if branch.programs.reads == "first"]
     for lengths in _lines(limits, longest):
+        before_each()
         _run(runner, trunk, chosen, [min(n_tokens, trunk.config.max_tokens) for n_tokens in lengths])
-    for lengths in _rows(limits, longest):
+    for lengths in _rows(limits, longest) if folded else ():
+        before_each()
         _run(runner, trunk, folded, lengths)
 
 

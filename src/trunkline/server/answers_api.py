@@ -1,6 +1,5 @@
 """``/v1/analyze`` and ``/v1/tasks``: what most clients use."""
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -98,11 +97,9 @@ class StreamResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - as ASGI has it
         """Send it."""
-        seconds = self._asked.service.settings.limits.read_s
 
         async def tell(content: bytes, *, more: bool) -> None:
-            async with asyncio.timeout(seconds):
-                await send({"type": "http.response.body", "body": content, "more_body": more})
+            await send({"type": "http.response.body", "body": content, "more_body": more})
 
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         async with while_there(self._asked.request):

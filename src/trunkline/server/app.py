@@ -130,8 +130,6 @@ class Edge:
             return error
         except HTTPException as error:
             return _of_http(error, scope)
-        except TimeoutError:
-            raise  # A client that does not read: its connection is closed, and what is left of the answer dropped.
         except Exception as error:
             self._service.log.exception("request failed", extra={"request_id": scope[_REQUEST_ID]})
             return error

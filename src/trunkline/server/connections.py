@@ -1,31 +1,50 @@
-"""Connections: uvicorn's, with what it lacks against clients that open one and say nothing, or never end their head."""
+"""Connections: uvicorn's, with what it lacks against clients that say nothing, never end their head, or never read."""
 
 import asyncio
+import socket
 from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MAX_HEAD_BYTES = 32 * 1024
 """Of request line and headers together."""
+SEND_BYTES = 128 * 1024
+"""What the system may hold of an answer that a client does not read; by itself it takes megabytes a connection."""
 
 
 class ImpatientProtocol(HttpToolsProtocol):
-    """Closes a connection whose request head takes longer than ``read_s`` or grows beyond `MAX_HEAD_BYTES`."""
+    """Ends a connection whose request head takes longer than ``read_s``, or grows beyond `MAX_HEAD_BYTES`.
+
+    One whose client reads less than `SEND_BYTES` of its answer in that time is dropped, with what the answer holds.
+    """
 
     read_s = 10.0
     _in_head = True
     _head_bytes = 0
     _head_timer: asyncio.TimerHandle | None = None
+    _unread_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         """Begin to wait for a head."""
         super().connection_made(transport)
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)
         self._wait_for_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop waiting."""
         self._head_arrived()
+        self._read_on()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """More lies unread than the socket takes: begin to wait for the client."""
+        super().pause_writing()
+        self._wait_for_reader()
+
+    def resume_writing(self) -> None:
+        """The client reads on."""
+        self._read_on()
+        super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
         """Count what belongs to a head, then parse it."""
@@ -61,6 +80,23 @@ class ImpatientProtocol(HttpToolsProtocol):
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+
+    def _wait_for_reader(self) -> None:
+        unread = self.transport.get_write_buffer_size()
+        self._unread_timer = self.loop.call_later(self.read_s, self._look_at_reader, unread)
+
+    def _look_at_reader(self, unread_before: int) -> None:
+        if unread_before - self.transport.get_write_buffer_size() >= SEND_BYTES:
+            self._wait_for_reader()
+            return
+        self._unread_timer = None
+        # To close it would wait for the client without end: what lies unread goes with the connection.
+        self.transport.abort()
+
+    def _read_on(self) -> None:
+        if self._unread_timer is not None:
+            self._unread_timer.cancel()
+            self._unread_timer = None
 
     def _give_up(self) -> None:
         self._head_timer = None

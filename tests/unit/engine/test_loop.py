@@ -1,6 +1,7 @@
 """The loop, stepped by hand on a clock of its own: schedule, run, deliver."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -584,6 +585,22 @@ def test_what_waits_is_told_with_how_long_it_will_take(snapshot: Snapshot, clock
     assert loop.backlog().wait_s == pytest.approx(0.5)  # As long as the same rows took before.
     loop.step()
     assert loop.backlog() == Backlog(0, 0, 0.0)
+
+
+def test_other_work_gives_way_to_requests_for_a_while(snapshot: Snapshot, clock: Clock) -> None:
+    loop = loop_of(clock)
+    began = time.monotonic()
+    loop.give_way(30.0)
+    assert time.monotonic() - began < 5  # Nothing waits or runs.
+    loop.submit(request_of(snapshot, Caller(), ("topics",)))
+    began = time.monotonic()
+    loop.give_way(0.05)
+    assert time.monotonic() - began >= 0.05
+    stepping = threading.Timer(0.05, loop.step)
+    stepping.start()
+    loop.give_way(30.0)
+    assert loop.backlog().n_rows == 0
+    stepping.join()
 
 
 def test_every_step_is_reported(snapshot: Snapshot, clock: Clock) -> None:

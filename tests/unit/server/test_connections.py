@@ -1,0 +1,105 @@
+"""Connections of clients that do not do their part, over a real socket."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import uvicorn
+from starlette.types import Receive, Scope, Send
+from uvicorn.server import ServerState
+
+from trunkline.server.connections import MAX_HEAD_BYTES, protocol_of
+
+READ_S = 0.2
+LARGE = 8 * 2**20
+
+
+class Answering:
+    """Answers everything with megabytes; knows when its client has gone."""
+
+    def __init__(self) -> None:
+        self.gone = asyncio.Event()
+
+    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"x" * LARGE, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": True})
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self.gone.set()
+
+
+@asynccontextmanager
+async def connected(app: Answering) -> AsyncIterator[socket.socket]:
+    """A client whose socket takes in little."""
+    config = uvicorn.Config(app, lifespan="off", log_config=None)
+    config.load()
+    loop, protocol = asyncio.get_running_loop(), protocol_of(READ_S)
+    server = await loop.create_server(
+        lambda: protocol(config=config, server_state=ServerState(), app_state={}),
+        "127.0.0.1",
+        0,  # type: ignore[call-arg]
+    )
+    async with server:
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.setblocking(False)
+            await loop.sock_connect(client, server.sockets[0].getsockname())
+            yield client
+
+
+async def said(client: socket.socket) -> bytes:
+    """Everything that comes until the connection is closed."""
+    found = bytearray()
+    async with asyncio.timeout(10 * READ_S):
+        while chunk := await asyncio.get_running_loop().sock_recv(client, 1 << 16):
+            found += chunk
+    return bytes(found)
+
+
+async def tell(client: socket.socket, content: bytes) -> None:
+    await asyncio.get_running_loop().sock_sendall(client, content)
+
+
+def test_a_client_that_leaves_an_answer_unread_is_dropped() -> None:
+    async def run() -> None:
+        app = Answering()
+        async with connected(app) as client:
+            await tell(client, b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+            async with asyncio.timeout(20 * READ_S):
+                await app.gone.wait()
+
+    asyncio.run(run())
+
+
+def test_a_client_that_reads_slowly_but_reads_is_not_dropped() -> None:
+    async def run() -> None:
+        app, n = Answering(), 0
+        async with connected(app) as client:
+            await tell(client, b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+            while n < LARGE // 2:  # Longer than a client may take that reads nothing.
+                await asyncio.sleep(READ_S / 40)
+                for _ in range(10):
+                    n += len(await asyncio.get_running_loop().sock_recv(client, 1 << 16))
+            assert not app.gone.is_set()
+
+    asyncio.run(run())
+
+
+def test_a_head_that_does_not_end_in_time_is_not_waited_for() -> None:
+    async def run() -> None:
+        async with connected(Answering()) as client:
+            await tell(client, b"GET / HTTP/1.1\r\nHost: h\r\n")
+            assert await said(client) == b""
+
+    asyncio.run(run())
+
+
+def test_a_head_that_is_too_large_is_refused() -> None:
+    async def run() -> None:
+        async with connected(Answering()) as client:
+            await tell(client, b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * (MAX_HEAD_BYTES // 6))
+            assert (await said(client)).startswith(b"HTTP/1.1 400")
+
+    asyncio.run(run())
