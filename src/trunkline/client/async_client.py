@@ -105,8 +105,7 @@ class AsyncClient:
         """
         call = calls.analyze_call(options, streamed=True)
         place = Place.of(call, self._settings)
-        patience = partial(Patience, call, self._settings, self._clock)
-        return AsyncAnswerStream(lambda: self._patiently(self._start, call, place, patience()), place)
+        return AsyncAnswerStream(partial(self._started, call, place), place)
 
     async def tasks(self) -> list[TaskInfo]:
         """Every task that is served; errors as of `analyze`."""
@@ -187,14 +186,17 @@ class AsyncClient:
     async def _run(self, call: Call[AnswerT], timeout_s: float | None = None) -> AnswerT:
         settings = with_timeout(self._settings, timeout_s)
         place = Place.of(call, settings)
-        return await self._patiently(self._attempt, call, place, Patience(call, settings, self._clock))
+        patience = Patience(call, settings, self._clock)
+        return await self._patiently(partial(self._attempt, call, place, patience), place, patience)
 
-    async def _patiently(
-        self, attempt: Callable[..., Awaitable[T]], call: Call[Any], place: Place, patience: Patience
-    ) -> T:
+    async def _started(self, call: Call[Any], place: Place) -> "_Opened":
+        patience = Patience(call, self._settings, self._clock)
+        return await self._patiently(partial(self._start, call, place, patience), place, patience)
+
+    async def _patiently(self, attempt: Callable[[], Awaitable[T]], place: Place, patience: Patience) -> T:
         if self._http.is_closed:
             raise closed(place)
-        return await AsyncRetrying(sleep=self._sleep, **patience.rules())(attempt, call, place, patience)
+        return await AsyncRetrying(sleep=self._sleep, **patience.rules())(attempt)
 
     async def _attempt(self, call: Call[AnswerT], place: Place, patience: Patience) -> AnswerT:
         parts = []

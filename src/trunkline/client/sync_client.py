@@ -104,8 +104,7 @@ class Client:
         """
         call = calls.analyze_call(options, streamed=True)
         place = Place.of(call, self._settings)
-        patience = partial(Patience, call, self._settings, self._clock)
-        return AnswerStream(lambda: self._patiently(self._start, call, place, patience()), place)
+        return AnswerStream(partial(self._started, call, place), place)
 
     def tasks(self) -> list[TaskInfo]:
         """Every task that is served; errors as of `analyze`."""
@@ -186,13 +185,17 @@ class Client:
     def _run(self, call: Call[AnswerT], timeout_s: float | None = None) -> AnswerT:
         settings = with_timeout(self._settings, timeout_s)
         place = Place.of(call, settings)
-        found: AnswerT = self._patiently(self._attempt, call, place, Patience(call, settings, self._clock))
-        return found
+        patience = Patience(call, settings, self._clock)
+        return self._patiently(partial(self._attempt, call, place, patience), place, patience)
 
-    def _patiently(self, attempt: Callable[..., T], call: Call[Any], place: Place, patience: Patience) -> T:
+    def _started(self, call: Call[Any], place: Place) -> "_Opened":
+        patience = Patience(call, self._settings, self._clock)
+        return self._patiently(partial(self._start, call, place, patience), place, patience)
+
+    def _patiently(self, attempt: Callable[[], T], place: Place, patience: Patience) -> T:
         if self._http.is_closed:
             raise closed(place)
-        return Retrying(sleep=self._sleep, **patience.rules())(attempt, call, place, patience)
+        return Retrying(sleep=self._sleep, **patience.rules())(attempt)
 
     def _attempt(self, call: Call[AnswerT], place: Place, patience: Patience) -> AnswerT:
         parts = []
