@@ -17,6 +17,8 @@ from benchmarks import (
     search_cost,
     server_hostile,
     server_kills,
+    server_load,
+    server_overload,
     server_swaps,
 )
 from benchmarks.harness import RESULTS, Benchmark, run_benchmark
@@ -35,6 +37,8 @@ MODULES = (
     search_cost,
     server_hostile,
     server_kills,
+    server_load,
+    server_overload,
     server_swaps,
 )
 BENCHMARKS: dict[str, Benchmark] = {module.BENCHMARK.name: module.BENCHMARK for module in MODULES}
