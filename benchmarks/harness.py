@@ -91,7 +91,9 @@ def _commit() -> str:
         done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S607
         return done.stdout.strip()
 
-    changed = "+changes" if git("status", "--porcelain", "--untracked-files=no") else ""
+    # Results and their pages are what benchmarks write: those of the run before change nothing about this one.
+    written = (f":!{RESULTS.relative_to(ROOT)}", ":!docs/benchmarks")
+    changed = "+changes" if git("status", "--porcelain", "--untracked-files=no", "--", ".", *written) else ""
     return (git("rev-parse", "HEAD") or "unknown") + changed
 
 
