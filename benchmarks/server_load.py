@@ -17,10 +17,10 @@ from benchmarks.engine_agreement import real_bundle
 from benchmarks.harness import Benchmark, Measured
 from benchmarks.pages import measured_by, picture, publish
 from benchmarks.peers.texts import source, texts
+from benchmarks.served import Served
 from benchmarks.server_bare import WARM_S, BareEngine, Done, Work
 from benchmarks.server_bundle import part_of
 from benchmarks.server_load_generator import N_CONNECTIONS, Answered, closed_loop, open_loop, poisson
-from benchmarks.served import Served
 from trunkline.bundle.store import open_bundle
 
 SEED = 20251125
@@ -76,7 +76,9 @@ def measure(*, quick: bool, out: Path) -> Measured:  # noqa: ARG001 - every benc
         costs = {name: _costs(kind, said[: kind.n_different], folder, size) for name, kind in KINDS.items()}
         waits = _waits(said, size)
         alone = _one_task(said, folder, size)
-    us = {name: {who: median(each.processor_us for each in found[who]) for who in found} for name, found in costs.items()}
+    us = {
+        name: {who: median(each.processor_us for each in found[who]) for who in found} for name, found in costs.items()
+    }
     shares = {name: _shares(found) for name, found in costs.items()}
     return Measured(
         figures={

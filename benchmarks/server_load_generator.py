@@ -213,7 +213,18 @@ def _wrk(
         raise MissingDependencyError("wrk: is not installed; it makes the load; install it with: apt-get install wrk")
     url, headers, n_connections, seconds = how
     told = [part for name, value in (headers or {}).items() for part in ("-H", f"{name}: {value}")]
-    command = [program, *told, "-t1", f"-c{n_connections}", f"-d{seconds}s", "-T60s", "-s", str(HERE / script), url, "--"]
+    command = [
+        program,
+        *told,
+        "-t1",
+        f"-c{n_connections}",
+        f"-d{seconds}s",
+        "-T60s",
+        "-s",
+        str(HERE / script),
+        url,
+        "--",
+    ]
     started, before = time.perf_counter(), _children_s()
     done = subprocess.run(
         [*command, *files], env={**os.environ, **environment}, capture_output=True, text=True, check=False

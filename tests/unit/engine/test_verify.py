@@ -1,15 +1,19 @@
+import dataclasses
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
+from scipy.special import softmax
 
 from tests.tiny_bundles import TASKS, backbone_of, make_branch, make_bundle, put_branch, tree_bytes
-from trunkline.bundle.golden import Golden
+from trunkline.bundle.golden import TOLERANCE_BF16, Golden
 from trunkline.bundle.merge import merge
-from trunkline.bundle.store import write_branch
+from trunkline.bundle.store import StoredBranch, write_branch
 from trunkline.core.errors import DigestMismatchError, VerificationError
-from trunkline.engine.verify import verify
+from trunkline.engine.backends.openvino import OpenVinoBackend
+from trunkline.engine.snapshot import load_snapshot
+from trunkline.engine.verify import replay, verify
 
 
 def bundle_with_golden(folder: Path, task: str, **changes: object) -> Path:
@@ -88,3 +92,30 @@ def test_an_answer_that_is_not_a_number_is_refused(tmp_path: Path) -> None:
 def test_bundles_of_every_architecture_verify(tmp_path: Path, architecture: str) -> None:
     bundle = make_bundle(tmp_path, "intent", "slots", backbone=backbone_of(architecture))
     assert [one.task for one in verify(bundle.path).tasks] == ["intent", "slots"]
+
+
+@pytest.mark.parametrize(("by", "passes"), [(0.03, True), (0.12, False)])
+def test_in_bf16_a_classifier_that_gives_the_same_label_may_differ_by_more(
+    tmp_path: Path, by: float, passes: bool
+) -> None:
+    bundle, backend = make_bundle(tmp_path, "intent"), OpenVinoBackend(precision="bf16", n_threads=1)
+    snapshot, stored = load_snapshot(bundle, backend), bundle.branch("intent")
+    told = dataclasses.replace(stored, golden=more_certain(stored, by))
+    if passes:
+        found = replay(told, snapshot.branches["intent"], snapshot.trunk, backend)
+        assert TOLERANCE_BF16 < found.largest_difference < 3 * TOLERANCE_BF16
+    else:
+        with pytest.raises(VerificationError, match=r"probabilities that differ by .*; 0\.02 is allowed"):
+            replay(told, snapshot.branches["intent"], snapshot.trunk, backend)
+
+
+def more_certain(stored: StoredBranch, by: float) -> Golden:
+    """Expected logits whose likeliest label is likelier by so much."""
+    lines = []
+    for one in stored.golden.logits:
+        shares = softmax(np.asarray(one, np.float64), axis=1)
+        best = shares.argmax()
+        wanted = shares * (1 - shares[0, best] - by) / (1 - shares[0, best])
+        wanted[0, best] = shares[0, best] + by
+        lines.append(tuple(tuple(float(value) for value in np.log(line)) for line in wanted))
+    return msgspec.structs.replace(stored.golden, logits=tuple(lines))
