@@ -19,6 +19,7 @@ from benchmarks import (
     server_kills,
     server_load,
     server_overload,
+    server_peers,
     server_swaps,
 )
 from benchmarks.harness import RESULTS, Benchmark, run_benchmark
@@ -39,6 +40,7 @@ MODULES = (
     server_kills,
     server_load,
     server_overload,
+    server_peers,
     server_swaps,
 )
 BENCHMARKS: dict[str, Benchmark] = {module.BENCHMARK.name: module.BENCHMARK for module in MODULES}

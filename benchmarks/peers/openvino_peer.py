@@ -2,58 +2,19 @@
 
 import gc
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from tokenizers import Tokenizer
 
 from benchmarks.peers.models import Lean, reference, seed_of
+from benchmarks.peers.openvino_runner import OpenVinoRunner
 from benchmarks.peers.service import Service
 from benchmarks.peers.shapes import ServedTask, Shape
 from benchmarks.peers.tokens import encode, padded
 
 if TYPE_CHECKING:
     import openvino
-
-
-class OpenVinoRunner:
-    """A compiled graph; safe to call from as many threads as it has streams.
-
-    Args:
-        model: The graph.
-        tasks: In the order of its outputs.
-        precision: ``f32`` or ``bf16``, of what is not int8 in the graph.
-        n_threads: Of the whole graph.
-        lanes: Calls at a time, each on ``n_threads / lanes`` threads; weights are held once.
-    """
-
-    def __init__(
-        self,
-        model: "openvino.Model",
-        tasks: tuple[ServedTask, ...],
-        *,
-        precision: str,
-        n_threads: int = 2,
-        lanes: int = 1,
-    ) -> None:
-        import openvino
-
-        self.tasks = tasks
-        options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": n_threads}
-        options |= {"PERFORMANCE_HINT": "LATENCY"} if lanes == 1 else {"NUM_STREAMS": lanes}
-        self._compiled = openvino.Core().compile_model(model, "CPU", options)
-        self._idle = [self._compiled.create_infer_request() for _ in range(lanes)]
-
-    def __call__(self, ids: np.ndarray, mask: np.ndarray) -> list[np.ndarray]:
-        """Logits for each task."""
-        request = self._idle.pop()
-        try:
-            answered = request.infer([ids, mask], share_inputs=True)
-            # a request's outputs are its own memory, which the next call writes over: infer() has copied them
-            return list(answered.values())
-        finally:
-            self._idle.append(request)
 
 
 def convert(shape: Shape, tasks: tuple[ServedTask, ...], seed: int) -> "openvino.Model":
