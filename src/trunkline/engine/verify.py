@@ -17,7 +17,6 @@ from trunkline.engine.runner import Runner
 from trunkline.engine.snapshot import LoadedBranch, LoadedTrunk, load_branch, load_trunk
 from trunkline.model.decode import probabilities
 
-
 _ROOM: Mapping[Precision, float] = {"fp32": 1.0, "bf16": 3.0, "fp16": 3.0, "int8": math.inf}
 """How many times the tolerance a classifier may differ that gives the same label."""
 
