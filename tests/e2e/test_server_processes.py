@@ -170,7 +170,7 @@ def test_bytes_that_are_no_message_are_refused_over_grpc(server: Served) -> None
     with grpc.insecure_channel(f"{server.host}:{server.grpc_port}") as channel:
         call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
         with pytest.raises(grpc.RpcError) as caught:
-            call(b"\xff\xff", timeout=10)
+            call(b"\xff\xff", timeout=10, metadata=[("authorization", server.headers["Authorization"])])
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert "Traceback" not in server.log()
 
