@@ -73,7 +73,7 @@ def infinity_versions() -> dict[str, str]:
     """What its environment holds."""
     ask = (
         "import importlib.metadata as m, json, sys; "
-        "print(json.dumps({d.metadata['Name'].lower(): d.version for d in m.distributions()}))"
+        "print(json.dumps({d.metadata['Name'].lower().replace('_', '-'): d.version for d in m.distributions()}))"
     )
     done = subprocess.run([python_of("infinity"), "-c", ask], capture_output=True, check=True)
     found = msgspec.json.decode(done.stdout, type=dict[str, str])
