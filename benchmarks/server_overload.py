@@ -114,7 +114,7 @@ def _refusals_ms(seen: Answered, percent: float) -> float:
 
 
 def _recovery_s(calm: Answered, behind: Answered, size: Size) -> float:
-    """Seconds from the end of overload until requests are answered as before, and stay so.
+    """Seconds from the end of overload until requests are answered as before for a whole second.
 
     A stretch of a quarter of a second is not as before when more than a quarter of its requests are refused, or
     answered later than the P99 before the overload.
@@ -122,8 +122,11 @@ def _recovery_s(calm: Answered, behind: Answered, size: Size) -> float:
     end_s = size.calm_s + size.storm_s
     unusual = (behind.status != 200) | ~(behind.latency_s <= calm.percentile_ms(99) / 1e3)
     places = ((behind.due_s - end_s) / _WINDOW_S).astype(int)
-    late = [int(place) for place in np.unique(places) if unusual[places == place].mean() > _MANY]
-    return _WINDOW_S * (1 + max(late)) if late else 0.0
+    n = int(places.max()) + 1
+    is_usual = [not unusual[places == place].any() or unusual[places == place].mean() <= _MANY for place in range(n)]
+    n_together = round(1 / _WINDOW_S)
+    starts = [first for first in range(n - n_together + 1) if all(is_usual[first : first + n_together])]
+    return _WINDOW_S * starts[0] if starts else float("inf")
 
 
 def _by_second(seen: Answered) -> list[dict[str, float]]:

@@ -1,20 +1,25 @@
 """`trunkline registry` and `trunkline tasks`: versions of tasks, and who changed what, when and why."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from trunkline.cli.options import JsonOption
 from trunkline.cli.show import show, show_json
 from trunkline.cli.status import working
+from trunkline.cli.user import user
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from rich.table import Table
 
     from trunkline.bundle.history import Entry
-    from trunkline.bundle.versions import RegistryState
+    from trunkline.bundle.registry import Registry
+    from trunkline.cli.tasks import Tasks
+    from trunkline.wire import HistoryEntry
 
 registry_app = typer.Typer(
     help="A registry: every version of every task on one trunk, with its history.",
@@ -28,6 +33,7 @@ tasks_app = typer.Typer(
 )
 
 RegistryArgument = Annotated[Path, typer.Argument(help="Folder of the registry.")]
+WhereArgument = Annotated[str, typer.Argument(help="Folder of the registry, or address of a server: http://HOST:PORT.")]
 TaskArgument = Annotated[str, typer.Argument(help="Name of the task.")]
 VersionArgument = Annotated[str, typer.Argument(help="Digest of the branch, or its first 8 digits or more.")]
 WhyOption = Annotated[str, typer.Option(help="The reason, one line; it stands in the history.")]
@@ -47,7 +53,7 @@ def create_command(
     from trunkline.bundle.store import open_bundle
 
     with working(f"copying {bundle}"):
-        made = Registry.create(registry, open_bundle(bundle), who=who or _user(), why=why)
+        made = Registry.create(registry, open_bundle(bundle), who=who or user(), why=why)
     typer.echo(f"{registry}: {len(made.state.tasks)} tasks registered and active; last entry {made.state.seq}")
 
 
@@ -62,8 +68,8 @@ def add_command(
     """Register a branch as a version of its task; it answers nothing before `tasks activate` or `tasks canary`."""
     with working(f"registering {branch}"):
         target = _open(registry)
-        version = target.register(branch, who=who or _user(), why=why)
-    _tell(target, f"version {version} is registered")
+        version = target.register(branch, who=who or user(), why=why)
+    typer.echo(f"version {version} is registered; last entry {target.state.seq}")
 
 
 @registry_app.command("prune")
@@ -76,43 +82,50 @@ def prune_command(registry: RegistryArgument) -> None:
 
 
 @tasks_app.command("list")
-def list_command(registry: RegistryArgument, *, as_json: JsonOption = False) -> None:
+def list_command(registry: WhereArgument, *, as_json: JsonOption = False) -> None:
     """List tasks and their versions."""
-    _show_state(_open(registry).state, as_json=as_json)
+    with _tasks_of(registry) as tasks:
+        rows, raw = tasks.versions()
+    if as_json:
+        show_json(raw)
+        return
+    table = _table(("task", "version", "use", "exit + own layers", "dev", "registered", "by"))
+    for row in rows:
+        _add_row(table, row)
+    show(table)
 
 
 @tasks_app.command("history")
 def history_command(
-    registry: RegistryArgument,
+    registry: WhereArgument,
     *,
     task: Annotated[str | None, typer.Option(help="Entries about this task only.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show who changed what, when and why, oldest first."""
-    _show_history(_open(registry).history(task), as_json=as_json)
+    with _tasks_of(registry) as tasks:
+        _show_history(tasks.history(task), as_json=as_json)
 
 
 @tasks_app.command("activate")
 def activate_command(
-    registry: RegistryArgument, task: TaskArgument, version: VersionArgument, *, why: WhyOption, who: WhoOption = ""
+    registry: WhereArgument, task: TaskArgument, version: VersionArgument, *, why: WhyOption, who: WhoOption = ""
 ) -> None:
     """Let a version answer; a canary of the task ends."""
-    target = _open(registry)
-    target.activate(task, version, who=who or _user(), why=why)
-    _tell(target, f"task {task!r}: {_service(target.state, task)}")
+    with _tasks_of(registry, who) as tasks:
+        typer.echo(tasks.activate(task, version, why=why))
 
 
 @tasks_app.command("rollback")
-def rollback_command(registry: RegistryArgument, task: TaskArgument, *, why: WhyOption, who: WhoOption = "") -> None:
+def rollback_command(registry: WhereArgument, task: TaskArgument, *, why: WhyOption, who: WhoOption = "") -> None:
     """Let the version answer that was active before the present one; a canary of the task ends."""
-    target = _open(registry)
-    target.rollback(task, who=who or _user(), why=why)
-    _tell(target, f"task {task!r}: {_service(target.state, task)}")
+    with _tasks_of(registry, who) as tasks:
+        typer.echo(tasks.rollback(task, why=why))
 
 
 @tasks_app.command("canary")
 def canary_command(
-    registry: RegistryArgument,
+    registry: WhereArgument,
     task: TaskArgument,
     version: VersionArgument,
     percent: Annotated[float, typer.Argument(help="Share of the requests, up to 100; 0 ends the canary.")],
@@ -121,14 +134,13 @@ def canary_command(
     who: WhoOption = "",
 ) -> None:
     """Let a version beside the active one answer some of the requests."""
-    target = _open(registry)
-    target.canary(task, version, percent, who=who or _user(), why=why)
-    _tell(target, f"task {task!r}: {_service(target.state, task)}")
+    with _tasks_of(registry, who) as tasks:
+        typer.echo(tasks.canary(task, version, percent, why=why))
 
 
 @tasks_app.command("remove")
 def remove_command(
-    registry: RegistryArgument,
+    registry: WhereArgument,
     task: TaskArgument,
     version: Annotated[str | None, typer.Argument(help="A version to drop; without it the task stops.")] = None,
     *,
@@ -136,78 +148,23 @@ def remove_command(
     who: WhoOption = "",
 ) -> None:
     """Take a task out of service, or drop a version of it."""
-    target = _open(registry)
-    target.remove(task, version, who=who or _user(), why=why)
-    _tell(target, f"task {task!r}: {_service(target.state, task)}")
+    with _tasks_of(registry, who) as tasks:
+        typer.echo(tasks.remove(task, version, why=why))
 
 
-def _open(registry: Path) -> Any:
-    """What the commands work on: anything with the methods of `trunkline.bundle.registry.Registry`."""
+def _open(registry: Path) -> "Registry":
     from trunkline.bundle.registry import Registry
 
     return Registry.open(registry)
 
 
-def _user() -> str:
-    import getpass
-    import os
+def _tasks_of(registry: str, who: str = "") -> "AbstractContextManager[Tasks]":
+    from trunkline.cli.tasks import tasks_of
 
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # As in a container, whose user has no name.
-        return f"user {os.getuid()}"
+    return tasks_of(registry, who=who)
 
 
-def _tell(target: Any, said: str) -> None:
-    typer.echo(f"{said}; last entry {target.state.seq}")
-
-
-def _service(state: "RegistryState", task: str) -> str:
-    """What answers a task, in a few words."""
-    from trunkline.bundle.versions import short
-
-    present = state.tasks.get(task)
-    if present is None:
-        return "no version is left"
-    active = "out of service" if present.active is None else f"version {short(present.active)} is active"
-    canary = present.canary
-    return active if canary is None else f"{active}, {short(canary.version)} answers {canary.percent:g}% as canary"
-
-
-def _show_state(state: "RegistryState", *, as_json: bool) -> None:
-    if as_json:
-        show_json(state)
-        return
-    from trunkline.bundle.versions import short
-
-    table = _table(("task", "version", "use", "exit + own layers", "dev", "registered", "by"))
-    for task, present in state.tasks.items():
-        for digest, version in present.versions.items():
-            points = version.entry.dev_metric
-            _add_row(
-                table,
-                (
-                    task,
-                    short(digest),
-                    _use(present, digest),
-                    f"{version.entry.exit_layer} + {version.entry.own_layers}",
-                    "-" if points is None else f"{points:.1f}",
-                    version.at,
-                    version.who,
-                ),
-            )
-    show(table)
-
-
-def _use(present: Any, digest: str) -> str:
-    if digest == present.active:
-        return "active"
-    if present.canary is not None and digest == present.canary.version:
-        return f"canary {present.canary.percent:g}%"
-    return "rollback goes here" if present.former[-1:] == (digest,) else ""
-
-
-def _show_history(entries: "tuple[Entry, ...]", *, as_json: bool) -> None:
+def _show_history(entries: "Sequence[Entry | HistoryEntry]", *, as_json: bool) -> None:
     if as_json:
         show_json(entries)
         return

@@ -127,13 +127,16 @@ class AsyncClient:
             return False
         return True
 
-    async def register(self, task: str, folder: Path, *, why: str, timeout_s: float | None = None) -> Change:
+    async def register(
+        self, task: str, folder: Path, *, why: str, version: str | None = None, timeout_s: float | None = None
+    ) -> Change:
         """Upload a branch. The server checks and loads it; it answers nobody before `activate`.
 
         Args:
             task: Which task it is a version of.
             folder: Of the branch.
             why: For the history.
+            version: The digest that the branch must have; None takes any.
             timeout_s: Seconds for this call in the place of the client's: large branches take long.
 
         Raises:
@@ -142,13 +145,15 @@ class AsyncClient:
         """
         with TemporaryDirectory(prefix="trunkline-client-") as temporary:
             archive = Path(temporary) / "branch.tar"
-            call = calls.upload_call(task, archive, why=why)
+            call = calls.upload_call(task, archive, why=why, version=version)
             await asyncio.to_thread(pack_branch, Path(folder), archive)
             return await self._run(call, timeout_s)
 
-    async def register_from(self, task: str, source: str, *, why: str, timeout_s: float | None = None) -> Change:
+    async def register_from(
+        self, task: str, source: str, *, why: str, version: str | None = None, timeout_s: float | None = None
+    ) -> Change:
         """Register a branch from a folder of the server, or an address that its settings allow; else as `register`."""
-        return await self._run(calls.register_call(task, source, why=why), timeout_s)
+        return await self._run(calls.register_call(task, source, why=why, version=version), timeout_s)
 
     async def activate(self, task: str, version: str, *, why: str) -> Change:
         """Answer with a version from now on.

@@ -159,14 +159,15 @@ def ready_call() -> Call[Health]:
     return Call("GET", "/health/ready", Health, "if_unreached")
 
 
-def upload_call(task: str, archive: Path, *, why: str) -> Call[Change]:
-    """Register the branch in an archive, which need not be there yet."""
-    return Call("POST", _task_path(task, "versions"), Change, "if_undone", archive=archive, query=_reason(why))
+def upload_call(task: str, archive: Path, *, why: str, version: str | None = None) -> Call[Change]:
+    """Register the branch in an archive, which need not be there yet, if it has the digest `version`."""
+    query = _reason(why) if version is None else {**_reason(why), "version": version}
+    return Call("POST", _task_path(task, "versions"), Change, "if_undone", archive=archive, query=query)
 
 
-def register_call(task: str, source: str, *, why: str) -> Call[Change]:
-    """Register the branch that lies somewhere else."""
-    body = _checked({"source": source, "why": why}, RegisterRequest)
+def register_call(task: str, source: str, *, why: str, version: str | None = None) -> Call[Change]:
+    """Register the branch that lies somewhere else, if it has the digest `version`."""
+    body = _checked({"source": source, "why": why, "version": version}, RegisterRequest)
     return Call("POST", _task_path(task, "versions"), Change, "if_undone", body)
 
 

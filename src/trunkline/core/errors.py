@@ -178,6 +178,14 @@ class MissingDependencyError(TrunklineError, ImportError):
     """An optional dependency is not installed; the message names the extra."""
 
 
+_LONGEST_NAME = 128  # characters of a name that a message repeats
+
+
+def brief(name: str) -> str:
+    """A name for a message: one that nobody can have meant is cut, so that it costs neither time nor room."""
+    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
+
+
 def nearest_hint(name: str, known: Iterable[str]) -> str:
     """A hint that names the nearest known name, or lists a few of them.
 
@@ -189,7 +197,7 @@ def nearest_hint(name: str, known: Iterable[str]) -> str:
         For example ``"did you mean 'cola'?"``; never empty.
     """
     names = sorted(known)
-    close = get_close_matches(name, names, n=1, cutoff=0.5)
+    close = get_close_matches(brief(name), names, n=1, cutoff=0.5)
     if close:
         return f"did you mean {close[0]!r}?"
     if not names:

@@ -1,11 +1,14 @@
 """A request that was sent, and its answers as they come: for threads, and for event loops."""
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import suppress
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, TypeAlias
+from weakref import WeakKeyDictionary, ref
 
 from trunkline.core.errors import TrunklineError
 from trunkline.engine.answers import TaskAnswer, task_answers
@@ -14,6 +17,8 @@ from trunkline.engine.loop import Loop
 from trunkline.engine.request import Part, Request
 
 _Event: TypeAlias = Part | TrunklineError | None
+_TAKEN_S = 0.001
+"""So long an event loop takes answers before it looks at the network again."""
 
 
 class Parts(Iterator[Part]):
@@ -84,6 +89,51 @@ class Answers(Iterator[TaskAnswer]):
         self._parts.close()
 
 
+class _Inbox:
+    """Where the engine's thread leaves events for an event loop: one call wakes it for all that came together.
+
+    They are taken a few at a time, and between them the event loop looks at the network: a step that ends answers many
+    requests at once, and whoever asks meanwhile must not wait until all of them are decoded.
+    """
+
+    def __init__(self, event_loop: asyncio.AbstractEventLoop) -> None:
+        self._event_loop = ref(event_loop)  # Not the loop itself: that would keep it for ever.
+        self._left: deque[tuple[Callable[[_Event], object], _Event]] = deque()
+        self._is_called = False
+
+    @classmethod
+    def here(cls) -> "_Inbox":
+        """That of the event loop that runs."""
+        event_loop = asyncio.get_running_loop()
+        found = _INBOXES.get(event_loop)
+        if found is None:
+            found = _INBOXES[event_loop] = cls(event_loop)
+        return found
+
+    def leave(self, take: Callable[[_Event], object], event: _Event) -> None:
+        """Have `take` called with an event, in the event loop; any thread may."""
+        self._left.append((take, event))
+        if self._is_called or (event_loop := self._event_loop()) is None:
+            return
+        self._is_called = True
+        with suppress(RuntimeError):  # The event loop was closed: nobody waits any more.
+            event_loop.call_soon_threadsafe(self._empty)
+
+    def _empty(self) -> None:
+        self._is_called = False  # Before anything is taken: what comes later calls again.
+        until = time.perf_counter() + _TAKEN_S
+        while self._left:
+            take, event = self._left.popleft()
+            take(event)
+            if self._left and time.perf_counter() >= until:
+                self._is_called = True
+                asyncio.get_running_loop().call_soon(self._empty)
+                return
+
+
+_INBOXES: WeakKeyDictionary[asyncio.AbstractEventLoop, _Inbox] = WeakKeyDictionary()
+
+
 class AsyncParts(AsyncIterator[Part]):
     """As `Parts`, without blocking the event loop that it was made in."""
 
@@ -93,13 +143,7 @@ class AsyncParts(AsyncIterator[Part]):
         self._loop = loop
         self._events: asyncio.Queue[_Event] = asyncio.Queue()
         self._ended = False
-        here = asyncio.get_running_loop()
-        events = self._events
-
-        def deliver(event: _Event) -> None:
-            with suppress(RuntimeError):  # The event loop was closed: nobody waits any more.
-                here.call_soon_threadsafe(events.put_nowait, event)
-
+        deliver = partial(_Inbox.here().leave, self._events.put_nowait)
         self._request = _request(encoded, deliver, caller, deadline)
         loop.submit(self._request)
 
@@ -178,14 +222,8 @@ class Collected:
         """
         self._loop = loop
         self._take = take
-        here = asyncio.get_running_loop()
-        self._done: asyncio.Future[None] = here.create_future()
-
-        def deliver(event: _Event) -> None:
-            with suppress(RuntimeError):  # The event loop was closed: nobody waits any more.
-                here.call_soon_threadsafe(self._receive, event)
-
-        self._request = _request(encoded, deliver, caller, deadline)
+        self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._request = _request(encoded, partial(_Inbox.here().leave, self._receive), caller, deadline)
         loop.submit(self._request)
 
     def __await__(self) -> Generator[Any, None, None]:

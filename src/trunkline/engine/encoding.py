@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from trunkline.core.errors import DataError, UnknownNameError, nearest_hint
+from trunkline.core.errors import DataError, UnknownNameError, brief, nearest_hint
 from trunkline.core.specs import BranchSpec
 from trunkline.core.types import Encoded, Example
 from trunkline.data.tokenize import word_positions
@@ -89,7 +89,7 @@ def known_task(task: str, known: Mapping[str, ValueT]) -> ValueT:
         UnknownNameError: There is no such task; the message names the nearest.
     """
     if task not in known:
-        raise UnknownNameError(f"task {task!r}: is not in the bundle; {nearest_hint(task, known)}")
+        raise UnknownNameError(f"task {brief(task)!r}: is not in the bundle; {nearest_hint(task, known)}")
     return known[task]
 
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TypeAlias
 
 import msgspec
 from starlette.exceptions import HTTPException
@@ -30,6 +31,7 @@ from trunkline.server.refusals import Refusal, refusal_of, refuse
 
 _ROUTE, _REQUEST_ID, _ARRIVED = "trunkline.route", "trunkline.request_id", "trunkline.arrived"
 UNKNOWN_ROUTE = "unknown"
+Endpoint: TypeAlias = Callable[[Request], Awaitable[Response]]
 _GONE = 499
 """Counted where nobody was left to be told, as other servers count it."""
 
@@ -56,9 +58,10 @@ def make_app(service: Service, operations: Sequence[Operation] = OPERATIONS) -> 
         return Response(document, media_type="application/json")
 
     described = Operation("GET", "/openapi.json", show_openapi, "This document", "operations", needs="nothing")
-    routes = [_route(service, operation) for operation in (*operations, described)]
+    every = (*operations, described)
+    endpoints = {operation: _endpoint(service, operation) for operation in every}
     errors = {operation.beginning: operation.errors for operation in operations}
-    app: ASGIApp = Edge(Router(routes, redirect_slashes=False), service, errors)
+    app: ASGIApp = Edge(Routes(endpoints), service, errors)
     if service.settings.cors_origins:
         app = CORSMiddleware(
             app, allow_origins=service.settings.cors_origins, allow_methods=["GET", "POST", "DELETE"],
@@ -67,7 +70,7 @@ def make_app(service: Service, operations: Sequence[Operation] = OPERATIONS) -> 
     return app
 
 
-def _route(service: Service, operation: Operation) -> Route:
+def _endpoint(service: Service, operation: Operation) -> Endpoint:
     handler: Callable[[Asked], Awaitable[Response]] = operation.handler
 
     async def endpoint(request: Request) -> Response:
@@ -76,8 +79,34 @@ def _route(service: Service, operation: Operation) -> Route:
         caller = authorize(service, request, operation.needs)
         return await handler(Asked(service, request, caller, scope[_REQUEST_ID], scope[_ARRIVED]))
 
-    # Starlette answers HEAD wherever it answers GET; bodies are left out by the server.
-    return Route(operation.path, endpoint, methods=[operation.method], name=f"{operation.method} {operation.path}")
+    return endpoint
+
+
+class Routes:
+    """From a request to its endpoint: paths without names at once, others as Starlette finds them."""
+
+    def __init__(self, endpoints: Mapping[Operation, Endpoint]) -> None:
+        """Take what each operation does."""
+        self._fixed = {
+            (operation.method, operation.path): endpoint
+            for operation, endpoint in endpoints.items()
+            if "{" not in operation.path
+        }
+        # Starlette answers HEAD wherever it answers GET; bodies are left out by the server.
+        routes = [
+            Route(operation.path, endpoint, methods=[operation.method], name=f"{operation.method} {operation.path}")
+            for operation, endpoint in endpoints.items()
+        ]
+        self._router = Router(routes, redirect_slashes=False)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or pass it on where it is none of HTTP."""
+        endpoint = self._fixed.get((scope["method"], scope["path"])) if scope["type"] == "http" else None
+        if endpoint is None:
+            await self._router(scope, receive, send)
+            return
+        response = await endpoint(Request(scope, receive, send))
+        await response(scope, receive, send)
 
 
 class Edge:

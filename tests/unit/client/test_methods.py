@@ -139,6 +139,17 @@ def test_a_branch_is_uploaded_as_a_tar_of_its_four_files(face: Face, branch: Pat
         assert {member.name: (member.isreg(), member.mtime) for member in archive} == dict.fromkeys(
             BRANCH_FILES, (True, 0)
         )
+        for name in BRANCH_FILES:
+            member = archive.extractfile(name)
+            assert member is not None
+            assert member.read() == (branch / name).read_bytes()
+    assert "version" not in request.url.params
+
+
+def test_an_upload_may_say_which_digest_it_must_have(face: Face, branch: Path) -> None:
+    server = Server(json(CHANGE, 201))
+    face.open(server).register("intent", branch, why="first", version=VERSION)
+    assert server.asked[0].url.params["version"] == VERSION
 
 
 def test_a_retried_upload_is_sent_whole_again(face: Face, branch: Path) -> None:
@@ -163,6 +174,8 @@ def test_files_of_a_branch_are_those_of_the_bundle() -> None:
     ("method", "args", "options", "request_line", "body"),
     [
         ("register_from", ("intent", "/srv/b"), {}, "POST /v1/tasks/intent/versions", {"source": "/srv/b"}),
+        ("register_from", ("intent", "/srv/b"), {"version": VERSION}, "POST /v1/tasks/intent/versions",
+         {"source": "/srv/b", "version": VERSION}),
         ("activate", ("intent", VERSION), {}, "POST /v1/tasks/intent/activate", {"version": VERSION}),
         ("canary", ("intent", VERSION), {"percent": 5}, "POST /v1/tasks/intent/canary",
          {"version": VERSION, "percent": 5.0}),
