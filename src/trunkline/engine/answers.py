@@ -1,8 +1,8 @@
 """From a part that the loop delivered to answers."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from trunkline.core.specs import BranchSpec
@@ -14,8 +14,7 @@ from trunkline.model.score import Answer
 from trunkline.model.score import answer as judged
 
 
-@dataclass(frozen=True, slots=True)
-class TaskAnswer:
+class TaskAnswer(msgspec.Struct, frozen=True):
     """One task's answer to one text.
 
     Attributes:
@@ -41,8 +40,7 @@ class TaskAnswer:
     branch_s: float
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class RawAnswer:
+class RawAnswer(msgspec.Struct, frozen=True, eq=False):
     """One task's logits for one text.
 
     Attributes:

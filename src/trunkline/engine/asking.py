@@ -116,6 +116,9 @@ class _Inbox:
         if self._is_called or (event_loop := self._event_loop()) is None:
             return
         self._is_called = True
+        if asyncio._get_running_loop() is event_loop:  # noqa: SLF001 - the public one raises where none runs
+            event_loop.call_soon(self._empty)
+            return
         with suppress(RuntimeError):  # The event loop was closed: nobody waits any more.
             event_loop.call_soon_threadsafe(self._empty)
 

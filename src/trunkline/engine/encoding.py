@@ -1,9 +1,9 @@
 """Texts to the rows that run: one for all tasks with equal token ids (design.md, section 2)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TypeVar
 
+import msgspec
 import numpy as np
 
 from trunkline.core.errors import DataError, UnknownNameError, brief, nearest_hint
@@ -16,8 +16,7 @@ from trunkline.engine.snapshot import LoadedBranch, Snapshot
 ValueT = TypeVar("ValueT")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class EncodedRequest:
+class EncodedRequest(msgspec.Struct, frozen=True, eq=False):
     """Texts and the tasks that were asked about them, as rows.
 
     Attributes:
@@ -33,8 +32,8 @@ class EncodedRequest:
     rows: list[Encoded]
     asked: dict[LoadedBranch, np.ndarray]
     readers: dict[str, dict[int, list[int]]]
-    _words: dict[int, WordSpans] = field(default_factory=dict)
-    _positions: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)
+    _words: dict[int, WordSpans] = msgspec.field(default_factory=dict)
+    _positions: dict[tuple[int, int], np.ndarray] = msgspec.field(default_factory=dict)
 
     def words(self, index: int) -> WordSpans:
         """An example's words, for tagging: its own, or as `split_words` finds them, once for all tasks."""
@@ -67,17 +66,21 @@ def encode_request(
     """
     wanted = _wanted(snapshot, examples, tasks)
     encoded = _encode(snapshot, examples, wanted)
-    numbers: dict[bytes, int] = {}
+    # Tasks share the rows of a text: each object is looked at once.
+    different = {id(row): row for each in encoded.values() for row in each}
+    by_key: dict[bytes, int] = {}
+    numbers: dict[int, int] = {}
     rows: list[Encoded] = []
     # Shortest first, so that rows that run together are about equally long.
-    for row in sorted((row for each in encoded.values() for row in each), key=lambda row: len(row.token_ids)):
-        if numbers.setdefault(row.key(), len(rows)) == len(rows):
+    for identity, row in sorted(different.items(), key=lambda item: len(item[1].token_ids)):
+        numbers[identity] = by_key.setdefault(row.key(), len(rows))
+        if numbers[identity] == len(rows):
             rows.append(row)
     readers: dict[str, dict[int, list[int]]] = {}
     for task, indices in wanted.items():
         of_task = readers.setdefault(task, {})
         for index, row in zip(indices, encoded[task], strict=True):
-            of_task.setdefault(numbers[row.key()], []).append(index)
+            of_task.setdefault(numbers[id(row)], []).append(index)
     asked = {snapshot.branches[task]: np.array(sorted(of_task), dtype=np.int64) for task, of_task in readers.items()}
     return EncodedRequest(snapshot, examples, rows, asked, readers)
 

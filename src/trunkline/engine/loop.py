@@ -107,16 +107,19 @@ class Loop:
             if self._closing:
                 raise ClosedError("engine: is closed; requests are taken while it is open; open the bundle again")
             request.submitted = self.clock()
-            uses = {self._next_number + n: _Use(request, row, open_tasks[row]) for n, row in enumerate(open_tasks)}
-            self._scheduler.add([_job(number, use) for number, use in uses.items()], request.submitted)
-            self._next_number += len(uses)
-            self._waiting.update(uses)
-            if uses:
-                self._numbers[request] = set(uses)
-            self._wake.notify_all()
+            if open_tasks:
+                self._queue(request, open_tasks)
         for part in known:
             request.give(part)
         request.end_if_empty()
+
+    def _queue(self, request: Request, open_tasks: dict[int, list[LoadedBranch]]) -> None:
+        uses = {self._next_number + n: _Use(request, row, open_tasks[row]) for n, row in enumerate(open_tasks)}
+        self._scheduler.add([_job(number, use) for number, use in uses.items()], request.submitted)
+        self._next_number += len(uses)
+        self._waiting.update(uses)
+        self._numbers[request] = set(uses)
+        self._wake.notify_all()
 
     def cancel(self, request: Request) -> None:
         """Drop a request: what waits is not run, what runs stops between two programs."""
@@ -227,7 +230,7 @@ class Loop:
                     request.fail(error)
                 continue
             if self._cache is not None:
-                self._cache.put(self._key(ran.branch, batch.rows[number]), logits)
+                self._cache.put(self._key(ran.branch, batch.rows[number].key()), logits)
             for request, row in users:
                 rows, values = parts.setdefault(request, ([], []))
                 rows.append(row)
@@ -240,10 +243,11 @@ class Loop:
         """Parts out of the cache, and for each row the branches that must still run."""
         parts: list[Part] = []
         still_open: dict[int, list[LoadedBranch]] = {}
+        keys = [row.key() for row in request.rows] if self._cache is not None else []
         for branch, numbers in request.asked.items():
             rows, values = [], []
             for row in numbers.tolist():
-                found = self._cache.get(self._key(branch, request.rows[row])) if self._cache is not None else None
+                found = self._cache.get(self._key(branch, keys[row])) if self._cache is not None else None
                 if found is None:
                     still_open.setdefault(row, []).append(branch)
                 else:
@@ -253,8 +257,8 @@ class Loop:
                 parts.append(Part(branch, rows, values))
         return parts, dict(sorted(still_open.items()))
 
-    def _key(self, branch: LoadedBranch, row: Encoded) -> ResultKey:
-        return ResultKey(branch.digest, branch.spec.trunk_digest, f"{self._precision} {branch.form}", row.key())
+    def _key(self, branch: LoadedBranch, row: bytes) -> ResultKey:
+        return ResultKey(branch.digest, branch.spec.trunk_digest, f"{self._precision} {branch.form}", row)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from trunkline.core.errors import TrunklineError
@@ -11,8 +12,7 @@ from trunkline.core.types import Encoded
 from trunkline.engine.snapshot import LoadedBranch, LoadedTrunk
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Part:
+class Part(msgspec.Struct, frozen=True, eq=False):
     """Some answers of a request, as soon as they are there.
 
     Attributes:

@@ -1,8 +1,8 @@
 """Logits that were computed before, found by everything that they follow from."""
 
 from collections import OrderedDict
-from dataclasses import dataclass
 from threading import Lock
+from typing import NamedTuple
 
 from trunkline.core.errors import SpecError
 from trunkline.core.types import Logits
@@ -11,8 +11,7 @@ ENTRY_OVERHEAD_BYTES = 600
 """What Python keeps about an entry besides the bytes counted: 450 to 570 (tracemalloc), by how full the tables are."""
 
 
-@dataclass(frozen=True, slots=True)
-class ResultKey:
+class ResultKey(NamedTuple):
     """What logits follow from; keys are compared in full.
 
     Answers are decoded after the cache, so options of decoding are no part of a key. A branch that is swapped in has

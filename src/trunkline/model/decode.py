@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -94,7 +95,8 @@ def probabilities(logits: Logits, branch: BranchSpec) -> np.ndarray:
     if branch.kind == "multilabel":
         # tanh cannot overflow, exp(-x) can.
         return np.asarray(0.5 * (1.0 + np.tanh(0.5 * scaled)))
-    return np.asarray(np.exp(_log_softmax(scaled)))
+    weights = np.exp(scaled - np.maximum.reduce(scaled, axis=-1, keepdims=True))
+    return np.asarray(weights / np.add.reduce(weights, axis=-1, keepdims=True))
 
 
 def decode_tags(logits: Logits, labels: Sequence[str]) -> list[str]:
@@ -117,12 +119,13 @@ def decode_tags(logits: Logits, labels: Sequence[str]) -> list[str]:
         raise NonFiniteError("tags: a logit is NaN or infinite; only finite ones are answers; verify the bundle")
     if not len(logits):
         return []
-    starts, follows = _allowed(tuple(labels))
+    rules = _rules(tuple(labels))
     greedy = logits.argmax(axis=1)
-    if starts[greedy[0]] and follows[greedy[:-1], greedy[1:]].all():
+    if rules.starts[greedy[0]] and rules.follows[greedy[:-1], greedy[1:]].all():
         # No sequence can score higher than the best tag of every word.
         return [labels[index] for index in greedy]
-    path = _viterbi(_log_softmax(logits.astype(np.float64)), starts=starts, follows=follows)
+    # A constant added to a line (what makes logits log-probabilities) changes no path's rank.
+    path = _viterbi(logits.astype(np.float64), rules)
     return [labels[index] for index in path]
 
 
@@ -155,6 +158,8 @@ def word_tags(logits: Logits, labels: Sequence[str], positions: np.ndarray) -> l
     tags = [OUTSIDE] * len(positions)
     if not len(found):
         return tags
+    if len(found) == len(tags):
+        return decode_tags(logits, labels)
     n_outside = np.cumsum(places == -1)[found]
     gaps = np.flatnonzero(np.diff(n_outside)) + 1
     for words, lines in zip(np.split(found, gaps), np.split(logits, gaps), strict=True):
@@ -210,7 +215,9 @@ def _decode_spans(
             f"task {branch.task!r}: the row has no {lacking}; tagging needs them; split the text into words"
         )
     tags = word_tags(logits, branch.labels, positions)
-    columns = label_index(branch.labels)
+    if tags.count(OUTSIDE) == len(tags):
+        return SpansPrediction(spans=())
+    columns = _columns(branch.labels)
     sure = np.ones(len(tags))
     # A word without a token of its own has no probability; its tag is a rule, not a guess.
     found = np.flatnonzero(np.asarray(positions) >= 0)
@@ -219,30 +226,56 @@ def _decode_spans(
     return SpansPrediction(spans=tags_to_spans(tags, sure.tolist(), example.word_spans, example.text))
 
 
+_columns = lru_cache(maxsize=256)(label_index)
+
+
+class _Rules(NamedTuple):
+    """Which tags may follow which: any may follow any, but for each ``I-x``.
+
+    Attributes:
+        starts: (n_labels,) bool: may stand first.
+        follows: (n_labels, n_labels) bool: the second may follow the first.
+        inside: (k,) columns of all ``I-x``.
+        begins: (k,) column of the ``B-x`` of each; its own where there is none.
+    """
+
+    starts: np.ndarray
+    follows: np.ndarray
+    inside: np.ndarray
+    begins: np.ndarray
+
+
 @lru_cache(maxsize=256)
-def _allowed(labels: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Which tags may stand first (n,) and which may follow which (n, n), both bool."""
-    inside = np.array([label.startswith("I-") for label in labels])
+def _rules(labels: tuple[str, ...]) -> _Rules:
+    is_inside = np.array([label.startswith("I-") for label in labels])
     types = np.array([label[2:] if label[:2] in ("B-", "I-") else "" for label in labels])
     same_type = (types[:, None] == types[None, :]) & (types != "")[:, None]
-    return ~inside, ~inside[None, :] | same_type
+    columns = label_index(labels)
+    inside = np.flatnonzero(is_inside)
+    begins = np.array([columns.get(f"B-{labels[column][2:]}", column) for column in inside], dtype=np.int64)
+    return _Rules(~is_inside, ~is_inside[None, :] | same_type, inside, begins)
 
 
-def _viterbi(scores: np.ndarray, *, starts: np.ndarray, follows: np.ndarray) -> list[int]:
-    """Best path through (words, n_labels) scores."""
-    penalty = np.where(follows, 0.0, -np.inf)
-    best = np.where(starts, scores[0], -np.inf)
+def _viterbi(scores: np.ndarray, rules: _Rules) -> list[int]:
+    """Best path through (words, n_labels) scores.
+
+    Before an ``I-x`` stands one of two tags, before any other the best of all: a word costs as many steps as there are
+    labels, not their square.
+    """
+    inside, begins = rules.inside, rules.begins
+    best = np.where(rules.starts, scores[0], -np.inf)
     origins: list[np.ndarray] = []
     for line in scores[1:]:
-        through = best[:, None] + penalty
-        origins.append(through.argmax(axis=0))
-        best = through.max(axis=0) + line
+        top = best.argmax()
+        origin = np.full(len(best), top)
+        through = np.full(len(best), best[top])
+        own, begun = best[inside], best[begins]
+        # Of equal ones the first column, as argmax takes it.
+        origin[inside] = np.where((begun > own) | ((begun == own) & (begins < inside)), begins, inside)
+        through[inside] = np.maximum(own, begun)
+        origins.append(origin)
+        best = through + line
     path = [int(best.argmax())]
     for origin in reversed(origins):
         path.append(int(origin[path[-1]]))
     return path[::-1]
-
-
-def _log_softmax(values: np.ndarray) -> np.ndarray:
-    shifted = values - values.max(axis=-1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))

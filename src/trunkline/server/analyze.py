@@ -4,9 +4,9 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 from msgspec import UNSET, UnsetType
 
 from trunkline.core.errors import DataError
@@ -36,8 +36,7 @@ INLINE_CHARACTERS = 8_000
 """Texts that are longer in all are tokenized in another thread, so that the event loop goes on."""
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
+class Question(msgspec.Struct, frozen=True):
     """What is asked, whatever protocol it came by.
 
     Attributes:

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import TypeVar
 
 import msgspec
@@ -12,7 +11,7 @@ from trunkline.core.errors import TrunklineError
 from trunkline.server.refusals import malformed, refuse
 
 BodyT = TypeVar("BodyT", bound=msgspec.Struct)
-_LOOK_AFTER_S = 0.05
+_LOOK_AFTER_S = 0.25
 """Most requests are answered before; only then somebody looks whether their client is still there."""
 
 
@@ -85,39 +84,45 @@ def decode_body(content: bytes, body_type: type[BodyT]) -> BodyT:
         raise refuse(400, "invalid_request", f"body: is no JSON ({str(error)[:200]}); send a JSON object") from error
 
 
-@asynccontextmanager
-async def while_there(request: Request) -> AsyncIterator[None]:
+class while_there:  # noqa: N801 - read as a statement, as contextlib's are
     """Cancel what runs inside when the client closes its connection; the body must have been read.
 
     Raises:
         ClientGoneError: It did.
     """
-    loop, current = asyncio.get_running_loop(), asyncio.current_task()
-    watchers: list[asyncio.Task[None]] = []
-    gone = False
 
-    async def watch() -> None:
-        nonlocal gone
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-        gone = True
-        if current is not None:
-            current.cancel()
+    def __init__(self, request: Request) -> None:
+        """Watch over this request."""
+        self._request = request
+        self._watcher: asyncio.Task[None] | None = None
+        self._is_gone = False
 
-    timer = loop.call_later(_LOOK_AFTER_S, lambda: watchers.append(loop.create_task(watch())))
-    try:
-        yield
-    except asyncio.CancelledError as error:
-        if gone and current is not None:
-            current.uncancel()
+    async def __aenter__(self) -> None:
+        """Begin to watch, once it has taken a while."""
+        self._loop = asyncio.get_running_loop()
+        self._current = asyncio.current_task()
+        self._timer = self._loop.call_later(_LOOK_AFTER_S, self._begin)
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        """Watch no more."""
+        self._timer.cancel()
+        if self._watcher is not None:
+            self._watcher.cancel()
+        if self._is_gone and isinstance(error, asyncio.CancelledError) and self._current is not None:
+            self._current.uncancel()
             raise ClientGoneError(
                 "client: closed the connection before it was answered; the rest is not run"
             ) from error
-        raise
-    finally:
-        timer.cancel()
-        for watcher in watchers:
-            watcher.cancel()
+
+    def _begin(self) -> None:
+        self._watcher = self._loop.create_task(self._watch())
+
+    async def _watch(self) -> None:
+        while (await self._request.receive())["type"] != "http.disconnect":
+            pass
+        self._is_gone = True
+        if self._current is not None:
+            self._current.cancel()
 
 
 def _too_large(found: str, allowed: int) -> TrunklineError:

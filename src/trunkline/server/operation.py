@@ -1,7 +1,7 @@
 """What the server offers, as a table: routes, authorization and OpenAPI are made from it."""
 
 import logging
-import uuid
+import os
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
@@ -70,8 +70,7 @@ class Service:
         )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Asked:
+class Asked(msgspec.Struct, frozen=True, eq=False):
     """A request that may be answered.
 
     Attributes:
@@ -177,7 +176,7 @@ def request_id_of(given: str | None) -> str:
     """The id that the client gave its request, where it is harmless; else a new one."""
     if given and len(given) <= _LONGEST_ID and _ID_CHARACTERS.issuperset(given):
         return given
-    return uuid.uuid4().hex
+    return os.urandom(16).hex()
 
 
 def authorize(service: Service, request: Request, needs: Needs) -> Caller:
@@ -193,20 +192,27 @@ def authorize(service: Service, request: Request, needs: Needs) -> Caller:
     return caller
 
 
+def _allows(caller: Caller, needs: Needs, task: str) -> bool:
+    match needs:
+        case "nothing":
+            return True
+        case "infer":
+            return caller.may_infer()
+        case "owner":
+            return caller.may_change(task)
+        case "changes":
+            return caller.may_see_changes()
+        case "admin":
+            return "admin" in caller.scopes
+
+
 def require(service: Service, caller: Caller, needs: Needs, *, task: str) -> None:
     """Refuse a caller whose key does not allow something.
 
     Raises:
         ServerError: 403: it does not.
     """
-    allowed = {
-        "nothing": True,
-        "infer": caller.may_infer(),
-        "owner": caller.may_change(task),
-        "changes": caller.may_see_changes(),
-        "admin": "admin" in caller.scopes,
-    }[needs]
-    if allowed:
+    if _allows(caller, needs, task):
         return
     if service.keyring.is_open:
         raise refuse(

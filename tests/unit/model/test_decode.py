@@ -1,9 +1,13 @@
 """From logits to answers."""
 
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from tests.tiny_bundles import provenance_of
 from trunkline.core.errors import DataError, NonFiniteError
@@ -226,6 +230,21 @@ def test_a_sure_inside_tag_pulls_its_beginning_with_it() -> None:
 def test_a_confident_outside_breaks_a_span_rather_than_be_changed() -> None:
     logits = np.array([[8.0, FAR, FAR, FAR, FAR], [1.0, FAR, 1.5, FAR, FAR]], dtype=np.float32)
     assert decode_tags(logits, TAGS) == ["O", "O"]
+
+
+@given(arrays(np.float32, st.tuples(st.integers(1, 4), st.just(5)), elements=st.integers(-2, 2).map(float)))
+def test_tags_are_the_best_of_all_sequences_that_are_allowed(logits: np.ndarray) -> None:
+    def is_allowed(path: tuple[int, ...]) -> bool:
+        tags = ["O", *(TAGS[column] for column in path)]
+        return all(not tag.startswith("I-") or tag[2:] == before[2:] for before, tag in pairwise(tags))
+
+    paths = [path for path in product(range(len(TAGS)), repeat=len(logits)) if is_allowed(path)]
+    lines = logits.tolist()
+    # Small whole numbers, so that many are equally good: of those the first labels win, from the last word on.
+    best = min(
+        paths, key=lambda path: (-sum(line[column] for line, column in zip(lines, path, strict=True)), path[::-1])
+    )
+    assert decode_tags(logits, TAGS) == [TAGS[column] for column in best]
 
 
 def test_two_beginnings_are_two_spans() -> None:
