@@ -35,7 +35,7 @@ SHARES = {
 }  # fmt: skip
 """Of the requests; slow connections and flipped bytes come beside."""
 N_SLOW, N_FLIPS, N_FLIPPED_STARTS = 60, 8, 6
-WARM_SHARE = 0.1
+WARM_SHARE = 0.5
 OPTIONS = ("--cache-mb", "4", "--max-wait-ms", "10000")
 """A small cache is full before memory is looked at; more is run than a server would take that must not wait."""
 QUIET_S = 2.0
