@@ -69,10 +69,10 @@ class Size:
 
 FULL = {
     "minilm": Size(
-        n_rounds=3, warm_s=5, closed_s=15, open_s=15,
+        n_rounds=3, warm_s=5, closed_s=15, open_s=12,
         batches=(1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 29, 30, 31, 32),
     ),
-    "bert-base": Size(n_rounds=2, warm_s=5, closed_s=40, open_s=20, batches=(1, 2, 4, 8, 16, 31, 32)),
+    "bert-base": Size(n_rounds=2, warm_s=5, closed_s=40, open_s=15, batches=(1, 2, 4, 8, 16, 31, 32)),
 }  # fmt: skip
 QUICK = {
     "minilm": Size(n_rounds=1, warm_s=1, closed_s=4, open_s=4, batches=(1, 8)),

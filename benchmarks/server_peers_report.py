@@ -62,6 +62,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
             )
             left.barh(range(len(names)), rates, color="tab:blue")
             left.set_xscale("log")
+            left.set_xlim(left=1)
             left.set_xlabel("task answers a second")
             left.set_title(SCENARIOS[scenario], fontsize=9, loc="left")
             left.set_yticks(range(len(names)), [TITLES[name] for name in names], fontsize=8)
