@@ -32,6 +32,7 @@ from benchmarks.peers.single_peer import single_server, write_graphs
 from benchmarks.peers.texts import source, texts
 from benchmarks.served import Served
 from benchmarks.server_bundle import ASSISTANT12, XIAOAI9, part_of, random_bundle, random_checkpoint, sentence_tasks
+from benchmarks.server_load import PATIENT
 from benchmarks.server_load_generator import N_CONNECTIONS, closed_loop, open_loop, poisson
 from benchmarks.server_peers_report import draw, figures_of, markdown_table
 from trunkline.bundle.manifest import Manifest
@@ -152,6 +153,7 @@ def measure(*, quick: bool, out: Path) -> Measured:  # noqa: ARG001 - every benc
             "texts": source(),
             "n_texts": N_TEXTS,
             "engine": describe(choose_backend()),
+            "trunkline": {"options": " ".join(("--cache-mb 0", *PATIENT))},
             "infinity": {"options": " ".join(OPTIONS), "versions": infinity_versions()},
             "scenarios": found,
         },
@@ -227,7 +229,7 @@ def _contestants(scenario: Scenario, size: Size, cache: Path, folder: Path) -> l
             in_open_loop=False,
         ),
         Contestant(
-            "trunkline", lambda: Served(scenario.bundle, "--cache-mb", "0"), "/v1/analyze", whole,
+            "trunkline", lambda: Served(scenario.bundle, "--cache-mb", "0", *PATIENT), "/v1/analyze", whole,
             lambda body: len(body["results"][0]), n,
         ),
     ]  # fmt: skip

@@ -121,7 +121,8 @@ def _versions(result: dict[str, Any]) -> str:
     theirs = ", ".join(f"{name} {version}" for name, version in details["infinity"]["versions"].items())
     bundles = "; ".join(f"{SCENARIOS[name]}: {found['bundle']}" for name, found in details["scenarios"].items())
     return (
-        f"Bundles: {bundles}. Engine: {details['engine']}. OpenVINO {result['versions']['openvino']}. "
+        f"Bundles: {bundles}. Engine: {details['engine']}; `{details['trunkline']['options']}`. "
+        f"OpenVINO {result['versions']['openvino']}. "
         f"Infinity: `{details['infinity']['options']}`, {theirs}."
     )
 

@@ -191,7 +191,7 @@ def test_ratios_are_of_medians_and_the_table_says_what_is_met(tmp_path: Path) ->
         "machine": {"n_cpus": 2, "cpu": "A processor"}, "versions": {"openvino": "1.0"}, "figures": figures,
         "details": {
             "scenarios": {"minilm": {**scenario, "rounds": rounds}, "bert-base": {**scenario, "rounds": slow}},
-            "engine": "openvino, bf16",
+            "engine": "openvino, bf16", "trunkline": {"options": "--cache-mb 0"},
             "infinity": {"options": "--engine torch", "versions": {"torch": "2.0"}},
         },
     }  # fmt: skip
