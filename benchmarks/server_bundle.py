@@ -1,11 +1,16 @@
-"""Bundles for servers: one of the shape of `assistant12` with random branches, and parts of a bundle."""
+"""Bundles for servers: of a given plan with random branches, on a random backbone too; and parts of a bundle."""
 
 import shutil
 import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.engine_shapes import XIAOAI21
+from benchmarks.peers.infinity_peer import TOKENIZER_FILES, embedded_checkpoint
+from benchmarks.peers.shapes import Shape, sample_tasks
 from trunkline.bundle.cut import cut
 from trunkline.bundle.golden import golden_inputs, make_golden
 from trunkline.bundle.manifest import MANIFEST_NAME
@@ -14,39 +19,91 @@ from trunkline.bundle.store import open_bundle, write_branch
 from trunkline.core.specs import BranchSpec, Kind, Provenance
 from trunkline.model.backbone import Backbone, load_backbone
 
-SHAPE: tuple[tuple[str, Kind, int, int, int], ...] = (
-    ("atis_intent", "classification", 3, 2, 20),
-    ("atis_slots", "tagging", 3, 2, 153),
-    ("btc_ner", "tagging", 3, 3, 7),
-    ("clinc150_domain", "classification", 3, 2, 10),
-    ("clinc150_intent", "classification", 4, 1, 150),
-    ("clinc150_oos", "classification", 3, 3, 2),
-    ("emotion", "classification", 3, 3, 6),
-    ("hwu64_domain", "classification", 3, 1, 18),
-    ("hwu64_intent", "classification", 3, 1, 64),
-    ("sms_spam", "classification", 4, 1, 2),
-    ("snips_intent", "classification", 4, 2, 7),
-    ("snips_slots", "tagging", 3, 2, 79),
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A task of a bundle that is to be made.
+
+    Attributes:
+        task: Its name.
+        kind: What it answers.
+        exit_layer: Trunk layers under it.
+        own_layers: Layers of its branch.
+        n_labels: That it chooses from.
+    """
+
+    task: str
+    kind: Kind
+    exit_layer: int
+    own_layers: int
+    n_labels: int
+
+
+ASSISTANT12 = (
+    Planned("atis_intent", "classification", 3, 2, 20),
+    Planned("atis_slots", "tagging", 3, 2, 153),
+    Planned("btc_ner", "tagging", 3, 3, 7),
+    Planned("clinc150_domain", "classification", 3, 2, 10),
+    Planned("clinc150_intent", "classification", 4, 1, 150),
+    Planned("clinc150_oos", "classification", 3, 3, 2),
+    Planned("emotion", "classification", 3, 3, 6),
+    Planned("hwu64_domain", "classification", 3, 1, 18),
+    Planned("hwu64_intent", "classification", 3, 1, 64),
+    Planned("sms_spam", "classification", 4, 1, 2),
+    Planned("snips_intent", "classification", 4, 2, 7),
+    Planned("snips_slots", "tagging", 3, 2, 79),
 )
-"""Task, kind, exit layer, own layers, labels: as `assistant12` was planned."""
+"""As `assistant12` was planned."""
+XIAOAI9 = tuple(
+    Planned(each.name, each.kind, each.exit_layer, each.own_layers, each.n_outputs)
+    for each in (*XIAOAI21[:5], *XIAOAI21[10:14])
+)
+"""Of the paper's sentence tasks, ten with one own layer and seven with two, nine in this proportion."""
 _NOISE = 0.02
+_SEED = 20251125
 
 
-def random_bundle(folder: Path) -> Path:
-    """A bundle of `SHAPE` on the embedded backbone: the backbone's layers with noise, heads at random.
+def random_checkpoint(folder: Path, shape: Shape) -> Path:
+    """A BERT of random weights with the tokenizer of the embedded backbone, as transformers keeps it.
+
+    Args:
+        folder: It is made there when missing.
+        shape: Its word table is as long as that of the embedded backbone.
+    """
+    from benchmarks.peers.models import reference
+
+    if folder.is_dir():
+        return folder
+    print(f"making {folder}", flush=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        partial = Path(temporary) / folder.name
+        # one task, so that there is a pooler
+        reference(shape, sample_tasks(1), _SEED).bert.save_pretrained(partial)
+        for name in TOKENIZER_FILES:
+            shutil.copy(embedded_checkpoint() / name, partial / name)
+        partial.rename(folder)
+    return folder
+
+
+def random_bundle(folder: Path, backbone_name: str, plan: Sequence[Planned]) -> Path:
+    """A bundle of some plan: layers of the backbone with noise, heads at random.
 
     Args:
         folder: It is made there as ``bundle`` when missing.
+        backbone_name: As `load_backbone` takes it.
+        plan: One branch each.
     """
     path = folder / "bundle"
     if (path / MANIFEST_NAME).is_file():
         return path
+    print(f"making {path}", flush=True)
     folder.mkdir(parents=True, exist_ok=True)
-    backbone = load_backbone("minilm")
+    backbone = load_backbone(backbone_name)
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        branches = [Path(temporary) / task for task, *_ in SHAPE]
-        for seed, branch in enumerate(branches):
-            _write_random(branch, backbone, seed)
+        branches = [Path(temporary) / each.task for each in plan]
+        for seed, (branch, planned) in enumerate(zip(branches, plan, strict=True)):
+            _write_random(branch, backbone, planned, seed)
         merge(branches, backbone, path)
     return path
 
@@ -67,12 +124,12 @@ def sentence_tasks(path: Path) -> tuple[str, ...]:
     return tuple(task for task, entry in open_bundle(path).manifest.tasks.items() if entry.kind != "tagging")
 
 
-def _write_random(folder: Path, backbone: Backbone, seed: int) -> None:
+def _write_random(folder: Path, backbone: Backbone, planned: Planned, seed: int) -> None:
     from trunkline.model.branch import Branch
     from trunkline.model.golden_run import golden_logits
     from trunkline.model.trunk import Trunk
 
-    spec = _spec(backbone, seed)
+    spec = _spec(backbone, planned, seed)
     module = Branch.build(
         backbone.config, exit_layer=spec.exit_layer, own_layers=spec.own_layers, kind=spec.kind,
         pooling=spec.pooling, n_outputs=spec.n_outputs, seed=seed,
@@ -90,20 +147,20 @@ def _write_random(folder: Path, backbone: Backbone, seed: int) -> None:
     write_branch(folder, spec, tensors, golden)
 
 
-def _spec(backbone: Backbone, seed: int) -> BranchSpec:
-    task, kind, exit_layer, own_layers, n_labels = SHAPE[seed]
-    tags = ("O", *(f"B-{n}" for n in range(n_labels - 1)))
+def _spec(backbone: Backbone, planned: Planned, seed: int) -> BranchSpec:
+    tagger = planned.kind == "tagging"
+    tags = ("O", *(f"B-{n}" for n in range(planned.n_labels - 1)))
     return BranchSpec(
-        task=task,
-        kind=kind,
+        task=planned.task,
+        kind=planned.kind,
         input="text",
-        labels=tags if kind == "tagging" else tuple(map(str, range(n_labels))),
-        metric="span_f1" if kind == "tagging" else "accuracy",
+        labels=tags if tagger else tuple(map(str, range(planned.n_labels))),
+        metric="span_f1" if tagger else "accuracy",
         max_length=128,
         pooling="cls",
-        exit_layer=exit_layer,
-        own_layers=own_layers,
-        trunk_digest=backbone.chain[exit_layer],
+        exit_layer=planned.exit_layer,
+        own_layers=planned.own_layers,
+        trunk_digest=backbone.chain[planned.exit_layer],
         provenance=Provenance(
             trunkline_version="random weights", created_at="", backbone=backbone.name, run_id="", seed=seed,
             train_rows=0, train_digest="", selection_metric=0.0,

@@ -1,5 +1,9 @@
-"""`server-peers`: nine sentence tasks served by us, by Infinity, and by single models in the fastest runtime."""
+"""`server-peers`: nine sentence tasks served by us, by Infinity, and by single models in the fastest runtime.
 
+Twice: at the size of MiniLM with the trained bundle, and at that of BERT-base with random weights and the paper's plan.
+"""
+
+import os
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -15,20 +19,31 @@ import platformdirs
 from benchmarks.engine_agreement import real_bundle
 from benchmarks.harness import Benchmark, Measured
 from benchmarks.pages import publish
-from benchmarks.peers.infinity_peer import OPTIONS, infinity_server, infinity_versions, write_classifiers
+from benchmarks.peers.infinity_peer import (
+    OPTIONS,
+    embedded_checkpoint,
+    infinity_server,
+    infinity_versions,
+    write_classifiers,
+)
 from benchmarks.peers.processes import tree_megabytes
+from benchmarks.peers.shapes import SHAPES
 from benchmarks.peers.single_peer import single_server, write_graphs
 from benchmarks.peers.texts import source, texts
 from benchmarks.served import Served
-from benchmarks.server_bundle import part_of, random_bundle, sentence_tasks
+from benchmarks.server_bundle import ASSISTANT12, XIAOAI9, part_of, random_bundle, random_checkpoint, sentence_tasks
+from benchmarks.server_load import PATIENT
 from benchmarks.server_load_generator import N_CONNECTIONS, closed_loop, open_loop, poisson
 from benchmarks.server_peers_report import draw, figures_of, markdown_table
+from trunkline.bundle.manifest import Manifest
 from trunkline.bundle.store import open_bundle
 from trunkline.core.errors import BundleError
 from trunkline.engine.backends.choose import choose_backend, describe
 
 SEED = 20251125
 N_TEXTS = 512
+N_CHECKED = 9
+"""Requests whose answers are counted before the load: one for each model where each has its own."""
 SHARE_OF_PEAK = 0.7
 PRECISIONS = {"bf16": "bf16", "fp32": "f32"}
 """OpenVINO's names of ours."""
@@ -41,17 +56,29 @@ class Size:
     Attributes:
         n_rounds: Each starts every server once.
         warm_s: Of load before anything is measured.
-        closed_s: Of the closed loop.
+        closed_s: Of the closed loop; long beside what 32 requests take, as those under way at its end do not count.
         open_s: Of the open loop.
+        batches: For which single models look for the fastest way to cut.
     """
 
-    n_rounds: int = 3
-    warm_s: int = 5
-    closed_s: int = 20
-    open_s: int = 20
+    n_rounds: int
+    warm_s: int
+    closed_s: int
+    open_s: int
+    batches: tuple[int, ...]
 
 
-FULL, QUICK = Size(), Size(n_rounds=1, warm_s=3, closed_s=8, open_s=8)
+FULL = {
+    "minilm": Size(
+        n_rounds=3, warm_s=5, closed_s=15, open_s=12,
+        batches=(1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 29, 30, 31, 32),
+    ),
+    "bert-base": Size(n_rounds=2, warm_s=5, closed_s=40, open_s=15, batches=(1, 2, 4, 8, 16, 31, 32)),
+}  # fmt: skip
+QUICK = {
+    "minilm": Size(n_rounds=1, warm_s=1, closed_s=4, open_s=4, batches=(1, 8)),
+    "bert-base": Size(n_rounds=1, warm_s=2, closed_s=8, open_s=4, batches=(1, 8)),
+}
 
 
 class Running(Protocol):
@@ -93,56 +120,108 @@ class Contestant:
     in_open_loop: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """One backbone and one plan.
+
+    Attributes:
+        shape: Of the backbone, a name of `SHAPES`; the scenario's name too.
+        bundle: Of sentence tasks alone.
+        said: What the bundle is.
+        checkpoint: Of the backbone.
+    """
+
+    shape: str
+    bundle: Path
+    said: str
+    checkpoint: Path
+
+
 def measure(*, quick: bool, out: Path) -> Measured:  # noqa: ARG001 - every benchmark is told where its result goes
-    """Rounds in which each server is started, loaded and ended, in turn."""
-    size = QUICK if quick else FULL
+    """One scenario after the other."""
+    sizes = QUICK if quick else FULL
     cache = platformdirs.user_cache_path("trunkline") / "benchmarks"
-    backend = choose_backend()
-    path, said = _bundle(cache)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        bundle = part_of(path, sentence_tasks(path), folder)
-        tasks = {name: entry.labels for name, entry in open_bundle(bundle).manifest.tasks.items()}
-        graphs = cache / f"server-peers-{version('openvino')}"
-        contestants = _contestants(bundle, tasks, folder, graphs, PRECISIONS[backend.precision])
-        rounds = _rounds(contestants, size)
+    found = {}
+    for make in (_trained, _random):
+        with tempfile.TemporaryDirectory() as temporary:
+            scenario = make(cache, Path(temporary))
+            found[scenario.shape] = _measured(scenario, sizes[scenario.shape], cache, Path(temporary))
     return Measured(
-        figures=figures_of(rounds),
+        figures=figures_of({name: each["rounds"] for name, each in found.items()}),
         details={
             "seed": SEED,
-            "bundle": said,
-            "tasks": {name: len(labels) for name, labels in tasks.items()},
             "texts": source(),
             "n_texts": N_TEXTS,
-            "engine": describe(backend),
+            "engine": describe(choose_backend()),
+            "trunkline": {"options": " ".join(("--cache-mb 0", *PATIENT))},
             "infinity": {"options": " ".join(OPTIONS), "versions": infinity_versions()},
-            "connections": {each.name: each.n_connections for each in contestants},
-            "answers_a_request": {each.name: each.answers_a_request for each in contestants},
-            "rounds": rounds,
+            "scenarios": found,
         },
     )
 
 
-def _bundle(cache: Path) -> tuple[Path, str]:
+def layers_of(manifest: Manifest, n_layers: int) -> dict[str, int]:
+    """Layers that a text passes in whole: on the plan of a bundle, and in a whole model for each of its tasks.
+
+    Args:
+        manifest: Of the bundle.
+        n_layers: Of each single model.
+    """
+    own = sum(entry.own_layers for entry in manifest.tasks.values())
+    # the last layer under a head that reads the first token is computed for that token alone
+    folded = sum(
+        entry.kind != "tagging" and entry.pooling == "cls" and entry.own_layers > 0 for entry in manifest.tasks.values()
+    )
+    depth = manifest.trunk.depth
+    return {
+        "trunk": depth, "own": own, "folded": folded, "plan": depth + own - folded,
+        "single_models": n_layers * len(manifest.tasks),
+    }  # fmt: skip
+
+
+def _trained(cache: Path, folder: Path) -> Scenario:
     try:
-        path = real_bundle()
+        path, said = real_bundle(), "assistant12, trained"
     except BundleError:
-        return random_bundle(cache / "assistant12.random"), "of the shape of assistant12, random branches"
-    return path, "assistant12, trained"
+        path = random_bundle(cache / "assistant12.random", "minilm", ASSISTANT12)
+        said = "of the shape of assistant12, random branches"
+    return Scenario("minilm", part_of(path, sentence_tasks(path), folder), said, embedded_checkpoint())
 
 
-def _contestants(
-    bundle: Path, tasks: dict[str, tuple[str, ...]], folder: Path, graphs: Path, precision: str
-) -> list[Contestant]:
+def _random(cache: Path, _folder: Path) -> Scenario:
+    root = cache / "bert-base.random"
+    checkpoint = random_checkpoint(root / "checkpoint", SHAPES["bert-base"])
+    bundle = random_bundle(root / "xiaoai9", str(checkpoint), XIAOAI9)
+    return Scenario("bert-base", bundle, "the paper's plan for XiaoAI at nine sentence tasks, random", checkpoint)
+
+
+def _measured(scenario: Scenario, size: Size, cache: Path, folder: Path) -> dict[str, Any]:
+    manifest = open_bundle(scenario.bundle).manifest
+    contestants = _contestants(scenario, size, cache, folder)
+    os.sync()  # gigabytes of models on their way to the disk would slow down who is measured first
+    return {
+        "bundle": scenario.said,
+        "tasks": {name: len(entry.labels) for name, entry in manifest.tasks.items()},
+        "layers": layers_of(manifest, SHAPES[scenario.shape].n_layers),
+        "connections": {each.name: each.n_connections for each in contestants},
+        "answers_a_request": {each.name: each.answers_a_request for each in contestants},
+        "rounds": _rounds(scenario.shape, contestants, size),
+    }
+
+
+def _contestants(scenario: Scenario, size: Size, cache: Path, folder: Path) -> list[Contestant]:
+    tasks = {name: entry.labels for name, entry in open_bundle(scenario.bundle).manifest.tasks.items()}
     asked = list(dict.fromkeys(texts(2 * N_TEXTS, SEED)))[:N_TEXTS]
     whole = [msgspec.json.encode({"texts": [text]}) for text in asked]
     singles = [msgspec.json.encode({"model": task, "input": [text]}) for text in asked for task in tasks]
-    models = write_classifiers(folder / "classifiers", tasks)
-    written = write_graphs(graphs, tasks)
+    models = write_classifiers(folder / "classifiers", scenario.checkpoint, tasks)
+    written = write_graphs(cache / f"server-peers-{version('openvino')}", scenario.shape, tasks)
+    precision = PRECISIONS[choose_backend().precision]
     n = len(tasks)
     return [
         Contestant(
-            "single_models", lambda: single_server(folder, written, precision=precision, texts=asked),
+            "single_models",
+            lambda: single_server(folder, written, precision=precision, sizes=size.batches, texts=asked),
             "/v1/analyze", whole, lambda body: len(body["results"][0]), n,
         ),
         Contestant(
@@ -150,13 +229,13 @@ def _contestants(
             in_open_loop=False,
         ),
         Contestant(
-            "trunkline", lambda: Served(bundle, "--cache-mb", "0"), "/v1/analyze", whole,
+            "trunkline", lambda: Served(scenario.bundle, "--cache-mb", "0", *PATIENT), "/v1/analyze", whole,
             lambda body: len(body["results"][0]), n,
         ),
     ]  # fmt: skip
 
 
-def _rounds(contestants: list[Contestant], size: Size) -> list[dict[str, Any]]:
+def _rounds(shape: str, contestants: list[Contestant], size: Size) -> list[dict[str, Any]]:
     """Each round begins with another server; the first sets the rate of every open loop."""
     rounds: list[dict[str, Any]] = []
     rate = 0.0
@@ -170,14 +249,14 @@ def _rounds(contestants: list[Contestant], size: Size) -> list[dict[str, Any]]:
                 rate = rate or SHARE_OF_PEAK * found[each.name]["requests_a_second"]
                 if each.in_open_loop:
                     found[each.name]["open"] = _open(each, server, rate, size)
-            print(f"round {number + 1}, {each.name}: {_line(found[each.name])}", flush=True)
+            print(f"{shape}, round {number + 1}, {each.name}: {_line(found[each.name])}", flush=True)
         rounds.append(found)
     return rounds
 
 
 def _closed(each: Contestant, server: Running, size: Size) -> dict[str, Any]:
     url = f"{server.url}{each.path}"
-    for body in each.bodies[: 2 * each.answers_a_request]:
+    for body in each.bodies[:N_CHECKED]:
         said = httpx.post(url, content=body, headers={"Content-Type": "application/json", **server.headers}, timeout=60)
         n_answers = each.answers_of(said.raise_for_status().json())
         if n_answers != each.answers_a_request:
@@ -188,6 +267,7 @@ def _closed(each: Contestant, server: Running, size: Size) -> dict[str, Any]:
     if seen.not_2xx or seen.unanswered:
         raise RuntimeError(f"{each.name}: {seen.not_2xx} requests were refused, {seen.unanswered} not answered")
     return {
+        "requests": seen.requests,
         "answers_a_second": each.answers_a_request * seen.per_s,
         "requests_a_second": seen.per_s,
         "p50_ms": seen.p50_ms,

@@ -1,6 +1,6 @@
 """Figures, table and picture of `server-peers`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -12,31 +12,75 @@ TITLES = {
     "single_models": "the same edge over nine single models, OpenVINO",
     "infinity": "Infinity",
 }
+SCENARIOS = {"minilm": "MiniLM, 6 layers of 384", "bert-base": "BERT-base, 12 layers of 768"}
+SUFFIXES = {"minilm": "", "bert-base": "_bert_base"}
+"""Of figures."""
 LEAST = {"throughput_over_infinity": (20.0, 30.0), "throughput_over_best_single": (4.0, 6.0)}
-"""At least, and aimed at."""
+"""At least, and aimed at; for each scenario."""
 
 
-def figures_of(rounds: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Ratios of the medians of task answers a second."""
-    rate = {name: _middle(rounds, name, "answers_a_second") for name in TITLES}
-    return {
-        "throughput_over_infinity": rate["trunkline"] / rate["infinity"],
-        "throughput_over_best_single": rate["trunkline"] / rate["single_models"],
-    }
+def figures_of(rounds_of: Mapping[str, Sequence[dict[str, Any]]]) -> dict[str, float]:
+    """Ratios of the medians of task answers a second, from the rounds of each scenario."""
+    figures = {}
+    for scenario, rounds in rounds_of.items():
+        rate = {name: _middle(rounds, name, "answers_a_second") for name in TITLES}
+        suffix = SUFFIXES[scenario]
+        figures[f"throughput_over_infinity{suffix}"] = rate["trunkline"] / rate["infinity"]
+        figures[f"throughput_over_best_single{suffix}"] = rate["trunkline"] / rate["single_models"]
+    return figures
 
 
 def markdown_table(result: dict[str, Any]) -> str:
-    """Figures beside what they are to be, then what each server did."""
+    """Figures beside what they are to be and what layers alone would give, then what each server did."""
     details = result["details"]
-    rounds = details["rounds"]
     lines = ["| figure | measured | at least | aim | |", "|---|---|---|---|---|"]
-    for name, (least, aim) in LEAST.items():
-        value = result["figures"][name]
-        lines.append(f"| `{name}` | {value:.3g} | {least:g} | {aim:g} | {'met' if value >= least else 'not met'} |")
+    for scenario in details["scenarios"]:
+        for name, (least, aim) in LEAST.items():
+            value = result["figures"][f"{name}{SUFFIXES[scenario]}"]
+            met = "met" if value >= least else "not met"
+            lines.append(f"| `{name}{SUFFIXES[scenario]}` | {value:.3g} | {least:g} | {aim:g} | {met} |")
     lines += [
         "",
+        "| whole layers a text passes | trunk | own | folded of them | on the plan | nine single models | times |",
+        "|---|---|---|---|---|---|---|",
+        *(_layers_row(name, found["layers"]) for name, found in details["scenarios"].items()),
+    ]
+    for name, found in details["scenarios"].items():
+        lines += ["", *_servers(SCENARIOS[name], found)]
+    return "\n".join([*lines, "", _versions(result), "", measured_by(result)])
+
+
+def draw(result: dict[str, Any], path: Path) -> None:
+    """Task answers a second, and memory; a line of panels for each scenario."""
+    scenarios = result["details"]["scenarios"]
+    names = list(TITLES)[::-1]
+    with picture(path, width=10, height=2.6 * len(scenarios)) as figure:
+        panels = figure.subplots(len(scenarios), 2, sharey=True, squeeze=False)
+        for (left, right), (scenario, found) in zip(panels, scenarios.items(), strict=True):
+            rates, megabytes = (
+                [_middle(found["rounds"], name, key) for name in names] for key in ("answers_a_second", "megabytes")
+            )
+            left.barh(range(len(names)), rates, color="tab:blue")
+            left.set_xscale("log")
+            left.set_xlim(left=1)
+            left.set_xlabel("task answers a second")
+            left.set_title(SCENARIOS[scenario], fontsize=9, loc="left")
+            left.set_yticks(range(len(names)), [TITLES[name] for name in names], fontsize=8)
+            right.barh(range(len(names)), megabytes, color="0.6")
+            right.set_xlabel("memory, MB")
+
+
+def _layers_row(scenario: str, layers: dict[str, int]) -> str:
+    cells = [layers[name] for name in ("trunk", "own", "folded", "plan", "single_models")]
+    times = layers["single_models"] / layers["plan"]
+    return f"| {SCENARIOS[scenario]} | {' | '.join(map(str, cells))} | {times:.1f} |"
+
+
+def _servers(title: str, found: dict[str, Any]) -> list[str]:
+    rounds = found["rounds"]
+    return [
         (
-            f"| server, {len(details['tasks'])} tasks | task answers a second (slowest to fastest round) | "
+            f"| {title}; {len(found['tasks'])} tasks | task answers a second (slowest to fastest round) | "
             "requests a second | P50, ms | P99, ms | memory, MB |"
         ),
         "|---|---|---|---|---|---|",
@@ -45,26 +89,7 @@ def markdown_table(result: dict[str, Any]) -> str:
         f"| open loop, {_rate(rounds):.0f} texts a second | P50, ms | P99, ms | answered |",
         "|---|---|---|---|",
         *(_open_row(rounds, name) for name in TITLES if "open" in rounds[0][name]),
-        "",
-        _versions(result),
-        "",
-        measured_by(result),
     ]
-    return "\n".join(lines)
-
-
-def draw(result: dict[str, Any], path: Path) -> None:
-    """Task answers a second, and memory."""
-    rounds = result["details"]["rounds"]
-    names = [name for name in TITLES if name in rounds[0]][::-1]
-    with picture(path, width=10, height=2.6) as figure:
-        left, right = figure.subplots(1, 2, sharey=True)
-        left.barh(range(len(names)), [_middle(rounds, name, "answers_a_second") for name in names], color="tab:blue")
-        left.set_xscale("log")
-        left.set_xlabel("task answers a second")
-        right.barh(range(len(names)), [_middle(rounds, name, "megabytes") for name in names], color="0.6")
-        right.set_xlabel("memory, MB")
-        left.set_yticks(range(len(names)), [TITLES[name] for name in names], fontsize=8)
 
 
 def _closed_row(rounds: Sequence[dict[str, Any]], name: str) -> str:
@@ -94,8 +119,10 @@ def _rate(rounds: Sequence[dict[str, Any]]) -> float:
 def _versions(result: dict[str, Any]) -> str:
     details = result["details"]
     theirs = ", ".join(f"{name} {version}" for name, version in details["infinity"]["versions"].items())
+    bundles = "; ".join(f"{SCENARIOS[name]}: {found['bundle']}" for name, found in details["scenarios"].items())
     return (
-        f"Bundle: {details['bundle']}; engine: {details['engine']}. OpenVINO {result['versions']['openvino']}. "
+        f"Bundles: {bundles}. Engine: {details['engine']}; `{details['trunkline']['options']}`. "
+        f"OpenVINO {result['versions']['openvino']}. "
         f"Infinity: `{details['infinity']['options']}`, {theirs}."
     )
 

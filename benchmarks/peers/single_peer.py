@@ -8,32 +8,38 @@ import msgspec
 
 from benchmarks.harness import ROOT
 from benchmarks.peers.processes import Listening, free_port
-from benchmarks.peers.shapes import SHAPES, ServedTask
+from benchmarks.peers.shapes import SHAPES, ServedTask, Shape
 from benchmarks.peers.single_server import Config, SingleTask
 
 MAX_TOKENS = 64
-SIZES = (1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 29, 30, 31, 32)
 
 
-def write_graphs(folder: Path, tasks: Mapping[str, Sequence[str]]) -> tuple[SingleTask, ...]:
-    """A whole 6-layer model of MiniLM's shape for each task, with random weights.
+def write_graphs(folder: Path, shape: str, tasks: Mapping[str, Sequence[str]]) -> tuple[SingleTask, ...]:
+    """A whole model for each task, with random weights.
 
     Args:
         folder: They are made there where they are missing.
+        shape: Of each model, a name of `SHAPES`.
         tasks: Labels of each task.
     """
     folder.mkdir(parents=True, exist_ok=True)
     made = []
     for place, (task, labels) in enumerate(tasks.items()):
-        path = folder / f"{task}.{len(labels)}.xml"
+        path = folder / f"{shape}.{task}.{len(labels)}.xml"
         if not path.exists():
-            _write(path, ServedTask(task, "classification", len(labels)), place)
+            _write(path, SHAPES[shape], ServedTask(task, "classification", len(labels)), place)
         made.append(SingleTask(name=task, labels=tuple(labels), model=str(path)))
     return tuple(made)
 
 
 def single_server(
-    folder: Path, tasks: Sequence[SingleTask], *, precision: str, texts: Sequence[str], **options: float
+    folder: Path,
+    tasks: Sequence[SingleTask],
+    *,
+    precision: str,
+    sizes: Sequence[int],
+    texts: Sequence[str],
+    **options: float,
 ) -> Listening:
     """The server over these models.
 
@@ -41,13 +47,14 @@ def single_server(
         folder: For its configuration.
         tasks: A model each.
         precision: ``f32`` or ``bf16``.
-        texts: To try out batches with.
+        sizes: Of batches that are tried out at the start.
+        texts: To try them out with.
         options: Others of `Config`.
     """
     port = free_port()
     config = Config(
-        port=port, tasks=tuple(tasks), precision=precision, max_tokens=MAX_TOKENS, sizes=SIZES,
-        texts=tuple(texts[: max(SIZES)]), **options,
+        port=port, tasks=tuple(tasks), precision=precision, max_tokens=MAX_TOKENS, sizes=tuple(sizes),
+        texts=tuple(texts[: max(sizes)]), **options,
     )  # fmt: skip
     path = folder / f"config-{port}.json"
     path.write_bytes(msgspec.json.encode(config))
@@ -55,14 +62,14 @@ def single_server(
     return Listening(command, port=port, environment={"PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"})
 
 
-def _write(path: Path, task: ServedTask, place: int) -> None:
+def _write(path: Path, shape: Shape, task: ServedTask, place: int) -> None:
     import openvino
 
     from benchmarks.peers.models import seed_of
     from benchmarks.peers.openvino_peer import convert
 
     print(f"making {path.name}", flush=True)
-    graph = convert(SHAPES["minilm"], (task,), seed_of(place))
+    graph = convert(shape, (task,), seed_of(place))
     partial = path.with_name(f"partial-{path.name}")
     openvino.save_model(graph, partial, compress_to_fp16=False)
     partial.with_suffix(".bin").rename(path.with_suffix(".bin"))

@@ -15,11 +15,17 @@ from starlette.testclient import TestClient
 
 from benchmarks import server_peers
 from benchmarks.peers.batcher import Batcher
-from benchmarks.peers.infinity_peer import write_classifiers
+from benchmarks.peers.infinity_peer import embedded_checkpoint, write_classifiers
 from benchmarks.peers.processes import Listening, free_port, tree_megabytes
 from benchmarks.peers.service import Answers
+from benchmarks.peers.shapes import Shape
+from benchmarks.peers.single_peer import write_graphs
 from benchmarks.peers.single_server import Config, SingleTask, decoder, make_app
+from benchmarks.server_bundle import XIAOAI9, Planned, random_bundle, random_checkpoint
 from benchmarks.server_peers_report import figures_of
+from trunkline.bundle.store import open_bundle
+from trunkline.engine.verify import verify
+from trunkline.model.backbone import load_backbone
 from trunkline.wire import LabelAnswer
 
 TASKS = (
@@ -98,11 +104,43 @@ def test_answers_of_a_batch_stay_with_their_texts() -> None:
 def test_classifiers_for_infinity_are_the_backbone_with_a_head(tmp_path: Path) -> None:
     from transformers import AutoModelForSequenceClassification
 
-    folder = write_classifiers(tmp_path, {"mood": TASKS[1].labels})["mood"]
+    folder = write_classifiers(tmp_path, embedded_checkpoint(), {"mood": TASKS[1].labels})["mood"]
     model, found = AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True)
     assert not found["missing_keys"]
     assert (model.config.num_hidden_layers, model.config.hidden_size) == (6, 384)
     assert model.config.id2label == {0: "bad", 1: "so", 2: "good"}
+
+
+def test_a_random_backbone_is_read_by_us_and_by_transformers_and_carries_a_bundle(tmp_path: Path) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    checkpoint = random_checkpoint(tmp_path / "checkpoint", Shape(n_layers=2, width=32, n_heads=2, ffn_width=64))
+    backbone = load_backbone(str(checkpoint))
+    assert (backbone.config.n_layers, backbone.config.width) == (2, 32)
+    _, found = AutoModelForSequenceClassification.from_pretrained(
+        write_classifiers(tmp_path / "classifiers", checkpoint, {"mood": TASKS[1].labels})["mood"],
+        output_loading_info=True,
+    )
+    assert not found["missing_keys"]
+    plan = (Planned("domain", "classification", 1, 1, 2), Planned("slots", "tagging", 1, 1, 5))
+    bundle = random_bundle(tmp_path, str(checkpoint), plan)
+    assert {each.task for each in verify(bundle).tasks} == {"domain", "slots"}
+    layers = {"trunk": 1, "own": 2, "folded": 1, "plan": 2, "single_models": 4}
+    assert server_peers.layers_of(open_bundle(bundle).manifest, 2) == layers
+    assert random_bundle(tmp_path, "never read again", plan) == bundle
+
+
+def test_nine_tasks_of_xiaoai_pass_12_layers_of_108() -> None:
+    own = [task.own_layers for task in XIAOAI9]
+    assert own == [1] * 5 + [2] * 4
+    assert 8 + sum(own) - len(own) == 12
+
+
+def test_graphs_of_two_shapes_have_names_of_their_own(tmp_path: Path) -> None:
+    for shape in ("minilm", "bert-base"):
+        (tmp_path / f"{shape}.mood.3.xml").touch()
+    paths = {write_graphs(tmp_path, shape, {"mood": TASKS[1].labels})[0].model for shape in ("minilm", "bert-base")}
+    assert len(paths) == 2
 
 
 SERVER = """
@@ -140,19 +178,28 @@ def test_ratios_are_of_medians_and_the_table_says_what_is_met(tmp_path: Path) ->
         {"trunkline": of(3000 + n, open=opened), "single_models": of(1000, open=opened), "infinity": of(100 + n)}
         for n in (0, 50, 1000)
     ]
-    figures = figures_of(rounds)
-    assert figures == {"throughput_over_infinity": 3050 / 150, "throughput_over_best_single": 3.05}
+    slow = [{"trunkline": of(900, open=opened), "single_models": of(100, open=opened), "infinity": of(30)}]
+    figures = figures_of({"minilm": rounds, "bert-base": slow})
+    assert figures == {
+        "throughput_over_infinity": 3050 / 150, "throughput_over_best_single": 3.05,
+        "throughput_over_infinity_bert_base": 30.0, "throughput_over_best_single_bert_base": 9.0,
+    }  # fmt: skip
+    layers = {"trunk": 8, "own": 13, "folded": 9, "plan": 12, "single_models": 108}
+    scenario = {"tasks": {"domain": 2}, "bundle": "some", "layers": layers}
     result = {
         "command": "python -m benchmarks server-peers", "commit": "0" * 40, "started_at": "2026-01-02T03:04:05+00:00",
         "machine": {"n_cpus": 2, "cpu": "A processor"}, "versions": {"openvino": "1.0"}, "figures": figures,
         "details": {
-            "tasks": {"domain": 2}, "rounds": rounds, "bundle": "some", "engine": "openvino, bf16",
+            "scenarios": {"minilm": {**scenario, "rounds": rounds}, "bert-base": {**scenario, "rounds": slow}},
+            "engine": "openvino, bf16", "trunkline": {"options": "--cache-mb 0"},
             "infinity": {"options": "--engine torch", "versions": {"torch": "2.0"}},
         },
     }  # fmt: skip
     table = server_peers.markdown_table(result)
     assert "| `throughput_over_infinity` | 20.3 | 20 | 30 | met |" in table
     assert "| `throughput_over_best_single` | 3.05 | 4 | 6 | not met |" in table
+    assert "| `throughput_over_best_single_bert_base` | 9 | 4 | 6 | met |" in table
+    assert "| BERT-base, 12 layers of 768 | 8 | 13 | 9 | 12 | 108 | 9.0 |" in table
     assert "| Trunkline | 3050 (3000 to 4000) |" in table
     assert "| Trunkline | 3.0 | 7.0 | 27 of 27 |" in table
     server_peers.draw(result, tmp_path / "server-peers.png")
