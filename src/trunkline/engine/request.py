@@ -111,18 +111,27 @@ class Request:
             self._over = self._n_open == 0
             self._deliver(part)
             if self._over:
-                self._deliver(None)
+                self._end(None)
 
     def end_if_empty(self) -> None:
         """Deliver the end of a request that asks for nothing."""
         with self._lock:
             if self._n_open == 0 and not self._over:
                 self._over = True
-                self._deliver(None)
+                self._end(None)
 
     def fail(self, error: TrunklineError) -> None:
         """Deliver an error, unless it is over."""
         with self._lock:
             if not self._over:
                 self._over = True
-                self._deliver(error)
+                self._end(error)
+
+    def _end(self, event: TrunklineError | None) -> None:
+        """Deliver the last event, and let go of the receiver, which knows this request: no garbage in a circle."""
+        self._deliver(event)
+        self._deliver = _nothing
+
+
+def _nothing(_event: Part | TrunklineError | None) -> None:
+    """Deliver to nobody."""

@@ -108,6 +108,7 @@ class while_there:  # noqa: N801 - read as a statement, as contextlib's are
         self._timer.cancel()
         if self._watcher is not None:
             self._watcher.cancel()
+            self._watcher = None  # It knows this watch: no garbage in a circle.
         if self._is_gone and isinstance(error, asyncio.CancelledError) and self._current is not None:
             self._current.uncancel()
             raise ClientGoneError(
