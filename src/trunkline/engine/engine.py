@@ -30,6 +30,8 @@ from trunkline.model.score import Answer
 LIMITS = Limits(batch_tokens=512, batch_rows=128, queued_rows=65_536, queued_tokens=4_194_304)
 EXAMPLES_PER_REQUEST = 512
 """Of `Engine.predict`: so many texts are encoded while as many run."""
+_MANY_BATCHES = 1_000
+"""After so many batches the shapes that they had are those that will come."""
 _PATIENCE_S = 0.03
 """Each piece of work on a new version lets requests go first for so long: it takes the idle moments of an engine that
 has some, and a share of one that has none."""
@@ -74,7 +76,8 @@ class Engine:
         """
         self.backend = backend
         self.cache = ResultsCache(cache_bytes) if cache_bytes else None
-        self.loop = Loop(Runner(backend), limits, precision=backend.precision, cache=self.cache, on_step=on_step)
+        self._runner = Runner(backend)
+        self.loop = Loop(self._runner, limits, precision=backend.precision, cache=self.cache, on_step=on_step)
         self._limits = limits
         self._snapshot = snapshot
         self._activating = threading.Lock()
@@ -179,7 +182,9 @@ class Engine:
             if set(after.trunk.segments) <= set(before.trunk.segments):
                 trunk = trunk.without_layers()  # They are warm; branches are warmed on what the embeddings give.
             branches = [branch for _, branch in new]
-            warm(self.backend, trunk, branches, self._limits, before_each=self._let_requests_first)
+            # Whoever is busy does not need what never comes; the rest is prepared for when it does.
+            met = self._runner.met if self._runner.met.n_batches >= _MANY_BATCHES else None
+            warm(self.backend, trunk, branches, self._limits, met=met, before_each=self._let_requests_first)
             self.backend.settle()
         return after
 

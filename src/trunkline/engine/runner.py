@@ -32,13 +32,32 @@ class Ran:
     branch_s: float
 
 
+@dataclass(slots=True)
+class Shapes:
+    """What shapes batches had: a runtime prepares each program for each of them once.
+
+    Attributes:
+        lines: (lines, tokens of a line).
+        rows: (rows, tokens), both rounded up, of rows that were padded one by one.
+        n_batches: Of how many batches.
+    """
+
+    lines: set[tuple[int, int]] = field(default_factory=set)
+    rows: set[tuple[int, int]] = field(default_factory=set)
+    n_batches: int = 0
+
+
 def nothing_dropped() -> frozenset[int]:
     """For batches that nobody can cancel."""
     return frozenset()
 
 
 class Runner:
-    """Runs batches of rows; one thread at a time."""
+    """Runs batches of rows; one thread at a time.
+
+    Attributes:
+        met: Shapes that batches had.
+    """
 
     def __init__(self, backend: Backend, clock: Callable[[], float] = time.perf_counter) -> None:
         """Take the backend that compiled trunk and branches.
@@ -47,6 +66,7 @@ class Runner:
             backend: Runs them.
             clock: Seconds, for what is measured.
         """
+        self.met = Shapes()
         self._backend = backend
         self._clock = clock
 
@@ -70,6 +90,7 @@ class Runner:
         Yields:
             What each branch gave, in the order of the exits; of one exit the cheapest first.
         """
+        self.met.n_batches += 1
         lines: _Lines | None = None
         depth, trunk_s = 0, 0.0
         segments = iter(trunk.segments)
@@ -98,7 +119,7 @@ class Runner:
         chosen = [rows[number] for number in needed.tolist()]
         layout = Layout.pack([len(row.token_ids) for row in chosen])
         states = trunk.embed(*spread_rows(layout, chosen, trunk.tokenizer.pad_id))
-        return _Lines(self._backend, trunk, needed, layout, states, trunk.masks.lines(layout))
+        return _Lines(self._backend, trunk, self.met, needed, layout, states, trunk.masks.lines(layout))
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,6 +135,7 @@ class _Lines:
 
     backend: Backend
     trunk: LoadedTrunk
+    met: Shapes
     rows: np.ndarray
     layout: Layout
     states: States
@@ -122,9 +144,13 @@ class _Lines:
     _picked: dict[bytes, "_Lines"] = field(default_factory=dict)
     _padded: dict[bytes, tuple[States, ...]] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Note their shape."""
+        self.met.lines.add((self.layout.n_lines, self.layout.line_tokens))
+
     def with_states(self, states: States) -> "_Lines":
         """The same rows with other states."""
-        return _Lines(self.backend, self.trunk, self.rows, self.layout, states, self.bias)
+        return _Lines(self.backend, self.trunk, self.met, self.rows, self.layout, states, self.bias)
 
     def of(self, rows: np.ndarray) -> "_Lines":
         """Some of the rows; as they lie where packing them anew would save no line."""
@@ -138,7 +164,7 @@ class _Lines:
             else:
                 states = self.backend.take(self.states, index)
                 self._picked[key] = _Lines(
-                    self.backend, self.trunk, rows, layout, states, self.trunk.masks.lines(layout)
+                    self.backend, self.trunk, self.met, rows, layout, states, self.trunk.masks.lines(layout)
                 )
         return self._picked[key]
 
@@ -165,6 +191,7 @@ class _Lines:
         key = rows.tobytes() + bytes([whole])
         if key not in self._padded:
             index, lengths = self.layout.padded(np.searchsorted(self.rows, rows))
+            self.met.rows.add((index.shape[0], index.shape[1]))
             bias = (self.trunk.masks.first(lengths, index.shape[1]),) if whole else ()
             self._padded[key] = (self.backend.take(self.states, index if whole else index[:, :1]), *bias)
         return self._padded[key]

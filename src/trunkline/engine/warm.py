@@ -6,8 +6,8 @@ import numpy as np
 
 from trunkline.core.types import Encoded
 from trunkline.engine.backends.base import Backend
-from trunkline.engine.layout import LINE_TOKENS, round_rows, round_tokens
-from trunkline.engine.runner import Runner
+from trunkline.engine.layout import LINE_TOKENS, Layout, round_rows, round_tokens
+from trunkline.engine.runner import Runner, Shapes
 from trunkline.engine.scheduler import Limits
 from trunkline.engine.snapshot import LoadedBranch, LoadedTrunk
 
@@ -21,15 +21,17 @@ def warm(
     branches: Iterable[LoadedBranch],
     limits: Limits,
     *,
+    met: Shapes | None = None,
     before_each: Callable[[], None] = lambda: None,
 ) -> None:
-    """Run branches, and the trunk under them, on batches of every usual shape.
+    """Run branches, and the trunk under them, on batches of every usual shape, or of those that were met.
 
     Args:
         backend: Compiled them.
         trunk: Ready to run; used by this thread alone (see `LoadedTrunk.twin`).
         branches: Which.
         limits: Of a step.
+        met: Shapes that batches had; None takes all that are usual.
         before_each: Is called before each batch, and may let others go first.
     """
     chosen = list(branches)
@@ -38,11 +40,14 @@ def warm(
     longest = min(max(branch.spec.max_length for branch in chosen), trunk.config.max_tokens)
     runner, folded = Runner(backend), [branch for branch in chosen if branch.programs.reads == "first"]
     for lengths in _lines(limits, longest):
-        before_each()
-        _run(runner, trunk, chosen, [min(n_tokens, trunk.config.max_tokens) for n_tokens in lengths])
+        layout = Layout.pack(lengths)
+        if met is None or (layout.n_lines, layout.line_tokens) in met.lines:
+            before_each()
+            _run(runner, trunk, chosen, [min(n_tokens, trunk.config.max_tokens) for n_tokens in lengths])
     for lengths in _rows(limits, longest) if folded else ():
-        before_each()
-        _run(runner, trunk, folded, lengths)
+        if met is None or (round_rows(len(lengths)), round_tokens(max(lengths))) in met.rows:
+            before_each()
+            _run(runner, trunk, folded, lengths)
 
 
 def _run(runner: Runner, trunk: LoadedTrunk, branches: Sequence[LoadedBranch], lengths: Sequence[int]) -> None:
