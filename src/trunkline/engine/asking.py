@@ -162,7 +162,10 @@ class AsyncParts(AsyncIterator[Part]):
         self._ended = not isinstance(event, Part)
         if event is None:
             raise StopAsyncIteration
-        return _part(event)
+        try:
+            return _part(event)
+        finally:
+            del event  # An error's traceback knows this frame.
 
     def close(self) -> None:
         """Cancel what is left."""
@@ -227,7 +230,11 @@ class Collected:
         self._take = take
         self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._request = _request(encoded, partial(_Inbox.here().leave, self._receive), caller, deadline)
-        loop.submit(self._request)
+        try:
+            loop.submit(self._request)
+        except TrunklineError:
+            del self._request  # It knows this receiver, and nobody will end it.
+            raise
 
     def __await__(self) -> Generator[Any, None, None]:
         """Wait for the last part; `cancel` drops the request when nobody waits any more."""
@@ -244,8 +251,11 @@ class Collected:
         if event is None:
             self._done.set_result(None)
             return
+        if isinstance(event, TrunklineError):  # Not raised here: its traceback would know this receiver.
+            self._done.set_exception(event)
+            return
         try:
-            self._take(_part(event))
+            self._take(event)
         except Exception as error:  # noqa: BLE001 - it is whoever waits that must know
             self._loop.cancel(self._request)
             self._done.set_exception(error)

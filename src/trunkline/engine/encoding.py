@@ -128,11 +128,12 @@ def _wanted(snapshot: Snapshot, examples: Sequence[Example], tasks: Sequence[str
     if tasks is None:
         fitting = {task: [i for i, example in enumerate(examples) if _fits(example, s)] for task, s in specs.items()}
         return {task: indices for task, indices in fitting.items() if indices}
-    for task in tasks:
+    different = list(dict.fromkeys(tasks))
+    for task in different:
         spec = known_task(task, specs)
         for index, example in enumerate(examples):
             check_form(example, spec, f"input {index}")
-    return {task: list(range(len(examples))) for task in dict.fromkeys(tasks)} if examples else {}
+    return {task: list(range(len(examples))) for task in different} if examples else {}
 
 
 def _encode(

@@ -217,7 +217,9 @@ class Loop:
         except TrunklineError as error:
             batch.fail(error)
         except Exception as error:  # noqa: BLE001 - a fault of one batch must not end the loop for everybody
-            batch.fail(EngineError(f"engine: a batch failed ({type(error).__name__}: {error}); send the request again"))
+            fault = EngineError(f"engine: a batch failed ({type(error).__name__}: {error}); send the request again")
+            fault.__cause__ = error
+            batch.fail(fault)
 
     def _deliver(self, batch: "_Batch", ran: Ran, started: float) -> None:
         parts: dict[Request, tuple[list[int], list[np.ndarray]]] = {}

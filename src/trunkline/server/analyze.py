@@ -128,6 +128,8 @@ class Analyzer:
         except asyncio.CancelledError:
             collected.cancel()
             raise
+        finally:
+            del collected  # It keeps its error, whose traceback knows this frame.
 
     async def raw_answers(self, question: Question, snapshot: Snapshot) -> list[RawAnswer]:
         """Logits of every text, in no order; errors as of `all_answers`."""
@@ -162,6 +164,14 @@ class Analyzer:
         return [to_wire(each, question, timings) for each in decoded]
 
 
+def check_count(n_texts: int, limits: RequestLimits) -> None:
+    """Refuse too many texts, or none, before anything is made of them; errors as of `check_texts`."""
+    if not n_texts:
+        raise DataError("texts: none was given; give at least one")
+    if n_texts > limits.texts:
+        raise refuse(413, "too_many_texts", f"texts: {n_texts} were given; {limits.texts} are allowed; send fewer")
+
+
 def check_texts(examples: Sequence[Example], limits: RequestLimits) -> int:
     """Count characters before anything is tokenized.
 
@@ -172,12 +182,7 @@ def check_texts(examples: Sequence[Example], limits: RequestLimits) -> int:
         ServerError: 413: there are too many texts or characters.
         DataError: There is no text.
     """
-    if not examples:
-        raise DataError("texts: none was given; give at least one")
-    if len(examples) > limits.texts:
-        raise refuse(
-            413, "too_many_texts", f"texts: {len(examples)} were given; {limits.texts} are allowed; send fewer"
-        )
+    check_count(len(examples), limits)
     total = 0
     for index, example in enumerate(examples):
         n_characters = max(len(example.text), len(example.text_pair or ""))

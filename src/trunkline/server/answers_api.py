@@ -9,7 +9,7 @@ from starlette.types import Receive, Scope, Send
 
 from trunkline.core.errors import DataError, TrunklineError
 from trunkline.core.types import Example
-from trunkline.server.analyze import Question
+from trunkline.server.analyze import Question, check_count
 from trunkline.server.bodies import while_there
 from trunkline.server.operation import Asked, JsonResponse, Operation
 from trunkline.server.refusals import refusal_of, refuse
@@ -38,7 +38,9 @@ async def analyze(asked: Asked) -> Response:
     writer = _writer(asked.request.headers.get("accept", ""))
     if writer is not None:
         answers = asked.service.analyzer.stream(question, snapshot)
-        return StreamResponse(await _started(answers), asked, writer)
+        async with while_there(asked.request):
+            started = await _started(answers)
+        return StreamResponse(started, asked, writer)
     async with while_there(asked.request):
         answers_now = await asked.service.analyzer.all_answers(question, snapshot)
     results: list[dict[str, Answer]] = [{} for _ in question.examples]
@@ -68,6 +70,7 @@ def question_of(body: AnalyzeRequest, asked: Asked) -> Question:
         raise DataError(f"body: has {found}; one of them is needed; send either")
     if body.tasks is not None and not body.tasks:
         raise DataError("tasks: none is named; name at least one, or leave the field out for all that fit")
+    check_count(len(body.texts or body.pairs or ()), asked.service.settings.limits)
     singles = [Example(text) for text in body.texts or ()]
     pairs = [Example(text, text_pair) for text, text_pair in body.pairs or ()]
     return Question(
@@ -115,6 +118,7 @@ class StreamResponse(Response):
                 yield [AnswerEvent(answer=answer) for answer in answers]
             yield [EndEvent(request_id=self._asked.request_id, n_answers=n_answers)]
         except TrunklineError as error:
+            self._asked.service.log_fault(error, self._asked.request_id)
             refusal = refusal_of(error)
             detail = ErrorDetail(code=refusal.code, message=refusal.message, request_id=self._asked.request_id)
             yield [ErrorEvent(error=detail)]

@@ -156,11 +156,12 @@ class Edge:
         except ClientGoneError:
             return None
         except TrunklineError as error:
+            self._service.log_fault(error, scope[_REQUEST_ID])
             return error
         except HTTPException as error:
             return _of_http(error, scope)
-        except Exception as error:
-            self._service.log.exception("request failed", extra={"request_id": scope[_REQUEST_ID]})
+        except Exception as error:  # noqa: BLE001 - told to the client, and logged
+            self._service.log_fault(error, scope[_REQUEST_ID])
             return error
         return None
 

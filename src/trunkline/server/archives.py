@@ -1,9 +1,11 @@
 """Branches from elsewhere: uploads, folders, addresses. Sizes, paths and links are checked before anything is read."""
 
 import asyncio
+import lzma
 import stat
 import tarfile
 import zipfile
+import zlib
 from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import closing
 from pathlib import Path, PurePosixPath
@@ -53,6 +55,8 @@ def unpack(archive: Path, folder: Path, *, max_bytes: int) -> None:
         ValueError,
         RuntimeError,
         NotImplementedError,
+        zlib.error,
+        lzma.LZMAError,
     ) as error:
         raise refuse(
             422, "damaged_archive", f"archive: cannot be read ({type(error).__name__}); send a tar or zip of the four "
@@ -137,7 +141,10 @@ async def open_source(source: str, settings: Settings, folder: Path) -> Path:
 
 
 def _allowed_folder(source: str, roots: list[str]) -> Path:
-    path = Path(source).resolve()
+    try:
+        path = Path(source).resolve()
+    except ValueError as error:  # It holds a null character.
+        raise _not_allowed(source) from error
     if not any(path.is_relative_to(Path(root).resolve()) for root in roots):
         raise _not_allowed(source)
     return path

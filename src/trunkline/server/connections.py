@@ -54,12 +54,24 @@ class ImpatientProtocol(HttpToolsProtocol):
                 self.send_400_response("Request head is too large.")
                 return
         super().data_received(data)
+        # Bytes that begin no request, or the rest of one that was answered early: uvicorn waits for more without end.
+        if self._head_timer is None and (self.cycle is None or self.cycle.response_complete):
+            self._head_timer = self.loop.call_later(self.read_s, self._give_up)
 
     def on_message_begin(self) -> None:
         """A further request on a connection that was kept."""
         super().on_message_begin()
         if self._head_timer is None:
             self._wait_for_head()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header; those behind a body (trailers) are not wanted, and must not fill memory."""
+        if self._in_head:
+            super().on_header(name, value)
+            return
+        self._head_bytes += len(name) + len(value) + len(b": \r\n")
+        if self._head_bytes > MAX_HEAD_BYTES:
+            self.transport.abort()
 
     def on_headers_complete(self) -> None:
         """The head is whole; what comes now is the body, which its reader times."""

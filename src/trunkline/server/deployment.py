@@ -19,7 +19,7 @@ from pathlib import Path
 from trunkline.bundle.registry import Registry
 from trunkline.bundle.store import Bundle
 from trunkline.bundle.versions import RegistryState, TaskState
-from trunkline.core.errors import DigestMismatchError, TrunklineError
+from trunkline.core.errors import DigestMismatchError
 from trunkline.engine.encoding import known_task
 from trunkline.engine.engine import Engine
 from trunkline.engine.measure import branch_seconds
@@ -78,6 +78,7 @@ class Deployment:
         self._changes = ThreadPoolExecutor(1, thread_name_prefix="trunkline-changes", initializer=_step_back)
         self._lock = threading.Lock()
         self.routes = Routes(engine.snapshot)
+        self._followed = -1
         if self._registry is not None:
             self._follow(self._registry.state)
 
@@ -257,10 +258,11 @@ class Deployment:
 
         def refresh() -> bool:
             with self._lock:
-                grown = registry.refresh()
-                if grown:
+                registry.refresh()
+                behind = registry.state.seq != self._followed
+                if behind:  # Also where an earlier try failed.
                     self._follow(registry.state)
-                return grown
+                return behind
 
         return await asyncio.get_running_loop().run_in_executor(self._changes, refresh)
 
@@ -275,14 +277,15 @@ class Deployment:
         return self._registry
 
     async def _change(self, task: str, change: Callable[[Registry], str | None]) -> Change:
+        """Make a change, which gives the version that it registered, and take it over."""
         registry = self._changing()
 
         def run() -> Change:
             with self._lock:
-                change(registry)
+                registered = change(registry)
                 self._follow(registry.state)
             active = registry.state.tasks[task].active if task in registry.state.tasks else None
-            return Change(task=task, version=active, seq=registry.state.seq)
+            return Change(task=task, version=registered or active, seq=registry.state.seq)
 
         return await asyncio.get_running_loop().run_in_executor(self._changes, run)
 
@@ -319,6 +322,7 @@ class Deployment:
             if of_task.canary is not None
         }
         self.routes = Routes(snapshot, canaries)
+        self._followed = state.seq
 
     def _beside(self, state: RegistryState) -> list[Bundle]:
         """Versions that are kept loaded: canaries, and of each task the last ones that anything happened to."""
@@ -361,13 +365,13 @@ def _step_back() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOW_PRIORITY)
 
 
-async def keep_following(deployment: Deployment, told: Callable[[TrunklineError], None], *, seconds: float) -> None:
+async def keep_following(deployment: Deployment, told: Callable[[Exception], None], *, seconds: float) -> None:
     """Look again and again whether the registry was changed by somebody else; runs until it is cancelled."""
     while True:
         await asyncio.sleep(seconds)
         started = time.monotonic()
         try:
             await deployment.follow()
-        except TrunklineError as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, the next look may find it mended
             told(error)
             await asyncio.sleep(min(60.0, 10 * (time.monotonic() - started)))

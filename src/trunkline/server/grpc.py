@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
-from trunkline.core.errors import DataError, SpecError, TrunklineError
+from trunkline.core.errors import DataError, SpecError
 from trunkline.server import oip, oip_pb2
 from trunkline.server.keys import Caller
 from trunkline.server.oip import Asking, Inference, Inferred
@@ -111,9 +111,8 @@ def _handler(
         except asyncio.CancelledError:
             status = 499
             raise
-        except Exception as error:
-            if not isinstance(error, TrunklineError):
-                service.log.exception("request failed", extra={"request_id": request_id})
+        except Exception as error:  # noqa: BLE001 - told to the client, and logged
+            service.log_fault(error, request_id)
             refusal = refusal_of(error)
             status = refusal.status
             await _refuse(context, refusal, request_id)

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from trunkline.core.errors import DataError
 from trunkline.engine.snapshot import LoadedBranch
 from trunkline.server import oip
-from trunkline.server.bodies import decode_body, refuse_encoded, while_there
+from trunkline.server.bodies import decode_body, while_there
 from trunkline.server.health_api import refuse_unready
 from trunkline.server.oip import Asking, Inference, Inferred
 from trunkline.server.oip_tensors import Given, Tensor, TensorForm, inputs_of, outputs_of
@@ -203,7 +203,6 @@ async def oip_model_ready(asked: Asked) -> Response:
 async def oip_infer(asked: Asked) -> Response:
     """Answer texts with one task; tensors as JSON, or as bytes after it."""
     asked.service.analyzer.admit()
-    refuse_encoded(asked.request)
     request, inputs = read_inference(await asked.body(), asked.request.headers.get(LENGTH_HEADER))
     inference = Inference(
         task=asked.task,
@@ -222,7 +221,6 @@ async def oip_infer(asked: Asked) -> Response:
 
 async def oip_index(asked: Asked) -> Response:
     """Every task, whether it answers, and why not."""
-    refuse_encoded(asked.request)
     body = await asked.body()
     request = decode_body(body, IndexRequest) if body else IndexRequest()
     listed = oip.index(asked.service, ready=request.ready)
@@ -333,7 +331,6 @@ def _written(tensor: Tensor, packed: bytes | None) -> OutputTensor:
 
 
 async def _repository_request(asked: Asked) -> RepositoryRequest:
-    refuse_encoded(asked.request)
     body = await asked.body()
     return decode_body(body, RepositoryRequest) if body else RepositoryRequest()
 

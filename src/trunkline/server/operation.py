@@ -11,11 +11,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from trunkline.server.analyze import Analyzer
-from trunkline.server.bodies import decode_body, read_body
+from trunkline.server.bodies import decode_body, read_body, refuse_encoded
 from trunkline.server.deployment import Deployment
 from trunkline.server.keys import Caller, Keyring
 from trunkline.server.metrics import Metrics
-from trunkline.server.refusals import Refusal, refuse
+from trunkline.server.refusals import Refusal, refusal_of, refuse
 from trunkline.server.settings import Settings
 from trunkline.wire import Change, ErrorBody, ErrorDetail
 
@@ -54,6 +54,11 @@ class Service:
                 },
             )
 
+    def log_fault(self, error: BaseException, request_id: str) -> None:
+        """Log an error that is the server's own; what was refused on purpose is told to the client alone."""
+        if refusal_of(error).status == 500:
+            self.log.error("request failed", exc_info=error, extra={"request_id": request_id})
+
     def record(self, action: str, change: Change, *, who: str, request_id: str) -> None:
         """Count and log a change of tasks."""
         self.metrics.changed(action)
@@ -89,6 +94,7 @@ class Asked(msgspec.Struct, frozen=True, eq=False):
 
     async def body(self) -> bytes:
         """The body within the usual limits; errors as of `trunkline.server.bodies.read_body`."""
+        refuse_encoded(self.request)
         limits = self.service.settings.limits
         return await read_body(self.request, max_bytes=limits.body_bytes, seconds=limits.read_s)
 

@@ -14,7 +14,7 @@ import uvicorn
 
 from trunkline.bundle.registry import Registry, is_registry
 from trunkline.bundle.store import Bundle, open_bundle
-from trunkline.core.errors import SpecError, TrunklineError
+from trunkline.core.errors import SpecError
 from trunkline.engine.backends.choose import choose_backend, describe
 from trunkline.engine.engine import LIMITS, Engine
 from trunkline.server.analyze import Analyzer
@@ -177,8 +177,8 @@ async def _following(service: Service) -> AsyncIterator[None]:
         yield
         return
 
-    def told(error: TrunklineError) -> None:
-        service.log.error("cannot follow the registry", extra={"reason": str(error)})
+    def told(error: Exception) -> None:
+        service.log.error("cannot follow the registry", extra={"reason": f"{type(error).__name__}: {error}"})
 
     task = asyncio.create_task(keep_following(service.deployment, told, seconds=_FOLLOW_S))
     try:

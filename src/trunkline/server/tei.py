@@ -12,7 +12,7 @@ from trunkline.core.types import Example
 from trunkline.engine.encoding import known_task
 from trunkline.engine.snapshot import Snapshot
 from trunkline.server.analyze import Question
-from trunkline.server.bodies import refuse_encoded, while_there
+from trunkline.server.bodies import while_there
 from trunkline.server.operation import Asked, ErrorForm, JsonResponse, Operation
 from trunkline.server.refusals import Refusal
 from trunkline.wire import Answer, LabelAnswer, LabelsAnswer
@@ -67,7 +67,6 @@ async def predict_task(asked: Asked) -> Response:
 
 async def _predicted(asked: Asked, task: str | None, snapshot: Snapshot) -> Response:
     spec = _only(snapshot) if task is None else _with_labels(known_task(task[:64], snapshot.branches).spec)
-    refuse_encoded(asked.request)
     body: PredictRequest = await asked.decoded(PredictRequest)
     if body.truncation_direction.lower() != "right":
         raise DataError(f"truncation_direction: is {body.truncation_direction[:20]!r}; Right is allowed; leave it out")

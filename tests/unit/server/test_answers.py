@@ -257,3 +257,25 @@ def test_texts_are_encoded_in_another_thread_when_they_are_long(service: Service
     texts = [f"{index} " + "play a song " * 50 for index in range(20)]
     assert sum(map(len, texts)) > 8000
     assert len(analyze(service, texts=texts, tasks=["intent"], truncate=True).results) == 20
+
+
+def test_a_task_that_is_named_often_is_looked_at_once(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[str] = []
+    monkeypatch.setattr("trunkline.engine.encoding.check_form", lambda _example, spec, _where: looked.append(spec.task))
+    analyze(service, texts=TEXTS, tasks=["intent"] * 1_000)
+    assert looked == ["intent"] * len(TEXTS)
+
+
+def test_a_compressed_body_is_refused(service: Service) -> None:
+    refused(service, 415, "compressed_body", content=b"\x1f\x8b", headers={"Content-Encoding": "gzip"})
+
+
+def test_a_fault_of_the_engine_is_logged_with_its_cause(
+    service: Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("primitive could not be made")
+
+    monkeypatch.setattr("trunkline.engine.runner.Runner.run", fail)
+    refused(service, 500, "internal", json={"texts": ["a text that nobody asked before"]})
+    assert "primitive could not be made" in caplog.text

@@ -3,10 +3,11 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
+import pytest
 import uvicorn
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.server import ServerState
 
 from trunkline.server.connections import MAX_HEAD_BYTES, protocol_of
@@ -31,7 +32,7 @@ class Answering:
 
 
 @asynccontextmanager
-async def connected(app: Answering) -> AsyncIterator[socket.socket]:
+async def connected(app: ASGIApp) -> AsyncIterator[socket.socket]:
     """A client whose socket takes in little."""
     config = uvicorn.Config(app, lifespan="off", log_config=None)
     config.load()
@@ -101,5 +102,33 @@ def test_a_head_that_is_too_large_is_refused() -> None:
         async with connected(Answering()) as client:
             await tell(client, b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * (MAX_HEAD_BYTES // 6))
             assert (await said(client)).startswith(b"HTTP/1.1 400")
+
+    asyncio.run(run())
+
+
+def test_headers_behind_a_body_do_not_fill_memory() -> None:
+    async def run() -> None:
+        async with connected(Answering()) as client:
+            await tell(client, b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n")
+            with suppress(ConnectionResetError, BrokenPipeError):
+                await tell(client, b"a: b\r\n" * MAX_HEAD_BYTES)
+                await said(client)  # Waits in vain where the connection is kept.
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("more", [b"\r\n", b"a piece of a body"])
+def test_bytes_behind_an_answer_do_not_keep_a_connection(more: bytes) -> None:
+    async def answer(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 401, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def run() -> None:
+        length = b"0" if more == b"\r\n" else b"1000"
+        async with connected(answer) as client:
+            await tell(client, b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: " + length + b"\r\n\r\n")
+            await asyncio.sleep(READ_S / 4)
+            await tell(client, more)
+            assert (await said(client)).startswith(b"HTTP/1.1 401")
 
     asyncio.run(run())

@@ -78,6 +78,7 @@ def test_a_version_is_registered_activated_and_rolled_back(service: Service, tmp
     registered = upload(service, packed(branch_of(tmp_path)))
     assert registered.status_code == 201, registered.text
     (new,) = set(states(service)) - {old}
+    assert registered.json()["version"] == new
     assert states(service) == {old: "active", new: "ready"}
     assert version_of(service) == old
     assert change(service, "activate", version=new[:12]).json()["version"] == new
@@ -164,6 +165,43 @@ def test_what_another_process_changes_is_taken_over(service: Service, registry: 
     assert asyncio.run(service.deployment.follow())
     assert version_of(service) == new
     assert not asyncio.run(service.deployment.follow())
+
+
+def test_what_could_not_be_taken_over_is_tried_again(
+    service: Service, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = registry.register(branch_of(tmp_path), who="ada", why="by hand")
+    registry.activate("intent", new, who="ada", why="by hand")
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("too many open files")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(service.analyzer.engine, "prepare", fail)
+        with pytest.raises(OSError, match="too many"):
+            asyncio.run(service.deployment.follow())
+    assert version_of(service) == branch_digest("intent")
+    assert asyncio.run(service.deployment.follow())
+    assert version_of(service) == new
+
+
+@pytest.mark.parametrize("form", ["w:gz", "w:xz", "zip"])
+def test_a_packed_archive_with_a_flipped_byte_is_refused(service: Service, tmp_path: Path, form: str) -> None:
+    folder, content = branch_of(tmp_path), io.BytesIO()
+    if form == "zip":
+        with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as packing:
+            for name in BRANCH_FILES:
+                packing.write(folder / name, name)
+    else:
+        with tarfile.open(fileobj=content, mode=form) as archive:  # type: ignore[call-overload]
+            for name in BRANCH_FILES:
+                archive.add(folder / name, name)
+    whole = content.getvalue()
+    for place in range(len(whole) // 10, len(whole), len(whole) // 10):
+        damaged = bytearray(whole)
+        damaged[place] ^= 0xFF
+        # Where only padding was hit, the files are whole.
+        assert upload(service, bytes(damaged)).status_code in {201, 409, 413, 422}, place
 
 
 @pytest.mark.parametrize(
