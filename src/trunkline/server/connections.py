@@ -4,7 +4,7 @@ import asyncio
 import socket
 from typing import Any, cast
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 MAX_HEAD_BYTES = 32 * 1024
 """Of request line and headers together."""
@@ -55,7 +55,8 @@ class ImpatientProtocol(HttpToolsProtocol):
                 return
         super().data_received(data)
         # Bytes that begin no request, or the rest of one that was answered early: uvicorn waits for more without end.
-        if self._head_timer is None and (self.cycle is None or self.cycle.response_complete):
+        cycle: RequestResponseCycle | None = self.cycle
+        if self._head_timer is None and (cycle is None or cycle.response_complete):
             self._head_timer = self.loop.call_later(self.read_s, self._give_up)
 
     def on_message_begin(self) -> None:

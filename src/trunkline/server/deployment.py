@@ -325,17 +325,24 @@ class Deployment:
         self._followed = state.seq
 
     def _beside(self, state: RegistryState) -> list[Bundle]:
-        """Versions that are kept loaded: canaries, and of each task the last ones that anything happened to."""
+        """Versions that are kept loaded: canaries, and of each task the last ones that anything happened to.
+
+        After the start nothing is loaded only to be ready: what was dropped to make room does not come back by itself.
+        """
         registry = self._changing()
         recent: dict[str, dict[str, None]] = {}
         for entry in reversed(registry.history()):
             if entry.task is not None and entry.version is not None:
                 recent.setdefault(entry.task, {}).setdefault(entry.version)
+        is_start, present = self._followed < 0, self._engine.snapshot
+        loaded = {*present.beside, *(branch.digest for branch in present.branches.values())}
         chosen: list[Bundle] = []
         for task, of_task in state.tasks.items():
             canary = [of_task.canary.version] if of_task.canary is not None else []
             ready = [
-                each for each in recent[task] if each in of_task.versions and each not in (of_task.active, *canary)
+                each
+                for each in recent[task]
+                if each in of_task.versions and each not in (of_task.active, *canary) and (is_start or each in loaded)
             ][: self._settings.ready_versions]
             chosen += [registry.bundle({task: version}) for version in (*canary, *ready)]
         return chosen

@@ -107,6 +107,16 @@ def test_a_canary_answers_its_share_of_the_keys_the_same_ones_every_time(service
     assert version_of(service, one) == old
 
 
+def test_a_canary_loads_no_other_version(service: Service, tmp_path: Path) -> None:
+    made = [upload(service, packed(branch_of(tmp_path, seed))).json()["version"] for seed in (1, 2, 3)]
+    before = states(service)
+    assert [before[version] for version in made] == ["stored", "ready", "ready"]
+    change(service, "canary", version=made[2], percent=10)
+    assert states(service) == {**before, made[2]: "canary"}
+    change(service, "canary", version=made[2], percent=0)
+    assert states(service) == before
+
+
 def test_more_percent_keep_the_keys_that_had_the_canary(service: Service, tmp_path: Path) -> None:
     old = branch_digest("intent")
     upload(service, packed(branch_of(tmp_path)))
