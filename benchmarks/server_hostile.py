@@ -84,9 +84,10 @@ def measure(*, quick: bool, out: Path) -> Measured:  # noqa: ARG001 - every benc
         Registry.create(path, open_bundle(real_bundle()), who="bench", why="hostile requests")
         with Served(path, *OPTIONS) as server:
             before = answers_of(server)
-            attack(server, path, int(n * WARM_SHARE), seed=SEED + 1)
+            n_slow = 8 if quick else N_SLOW
+            attack(server, path, int(n * WARM_SHARE), seed=SEED + 1, n_slow=n_slow)
             memory = [settled_megabytes(server)]
-            found = attack(server, path, n, seed=SEED, n_slow=8 if quick else N_SLOW)
+            found = attack(server, path, n, seed=SEED, n_slow=n_slow)
             memory.append(settled_megabytes(server))
             after, log = answers_of(server), server.log()
             refused = refused_flips(server, path, 4 if quick else N_FLIPS)
