@@ -11,6 +11,8 @@ from trunkline.core.errors import TrunklineError
 from trunkline.server.refusals import malformed, refuse
 
 BodyT = TypeVar("BodyT", bound=msgspec.Struct)
+_WHOLE_S = 60.0
+"""A body that comes byte by byte ends, too."""
 _LOOK_AFTER_S = 0.25
 """Most requests are answered before; only then somebody looks whether their client is still there."""
 
@@ -26,7 +28,11 @@ async def read_body(request: Request, *, max_bytes: int, seconds: float) -> byte
         ServerError: 413: it is larger; 408: it took longer.
         ClientGoneError: The connection was closed.
     """
-    chunks = [chunk async for chunk in body_chunks(request, max_bytes=max_bytes, seconds=seconds)]
+    try:
+        async with asyncio.timeout(_WHOLE_S):
+            chunks = [chunk async for chunk in body_chunks(request, max_bytes=max_bytes, seconds=seconds)]
+    except TimeoutError as error:
+        raise _slow(_WHOLE_S) from error
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
@@ -41,9 +47,7 @@ async def body_chunks(request: Request, *, max_bytes: int, seconds: float) -> As
             async with asyncio.timeout(seconds):
                 message = await request.receive()
         except TimeoutError as error:
-            raise refuse(
-                408, "slow_body", f"body: not whole after {seconds:g} s; send it faster, or less", Connection="close"
-            ) from error
+            raise _slow(seconds) from error
         if message["type"] == "http.disconnect":
             raise ClientGoneError("client: closed the connection before its request was read; nothing was done")
         chunk = message.get("body", b"")
@@ -124,6 +128,13 @@ class while_there:  # noqa: N801 - read as a statement, as contextlib's are
         self._is_gone = True
         if self._current is not None:
             self._current.cancel()
+
+
+def _slow(seconds: float) -> TrunklineError:
+    return refuse(
+        408, "slow_body", f"body: nothing came, or it was not whole, for {seconds:g} s; send it faster, or less",
+        Connection="close",
+    )  # fmt: skip
 
 
 def _too_large(found: str, allowed: int) -> TrunklineError:

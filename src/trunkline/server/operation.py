@@ -19,9 +19,8 @@ from trunkline.server.refusals import Refusal, refusal_of, refuse
 from trunkline.server.settings import Settings
 from trunkline.wire import Change, ErrorBody, ErrorDetail
 
-Needs: TypeAlias = Literal["nothing", "infer", "owner", "changes", "admin"]
-"""Whose key it takes: nobody's; anybody's; the owner's of the task in the path; anybody's who changes tasks; the
-administrator's."""
+Needs: TypeAlias = Literal["nothing", "infer", "owner", "changes"]
+"""Whose key it takes: nobody's; anybody's; the owner's of the task in the path; anybody's who changes tasks."""
 _ID_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")
 _LONGEST_ID = 64
 
@@ -208,8 +207,6 @@ def _allows(caller: Caller, needs: Needs, task: str) -> bool:
             return caller.may_change(task)
         case "changes":
             return caller.may_see_changes()
-        case "admin":
-            return "admin" in caller.scopes
 
 
 def require(service: Service, caller: Caller, needs: Needs, *, task: str) -> None:

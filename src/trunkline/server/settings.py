@@ -26,6 +26,16 @@ class RequestLimits:
     read_s: float = 10.0
     archive_bytes: int = 2 * 2**30
 
+    def __post_init__(self) -> None:
+        """Refuse what would refuse everything.
+
+        Raises:
+            SpecError: A limit is below 1.
+        """
+        for name in ("body_bytes", "texts", "text_characters", "characters", "archive_bytes"):
+            if getattr(self, name) < 1:
+                raise SpecError(f"server: the limit of {name} is {getattr(self, name)}; choose 1 or more")
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -73,7 +83,13 @@ class Settings:
         Raises:
             SpecError: A number lies outside its range.
         """
-        for name, lowest in (("deadline_ms", 1), ("max_wait_ms", 1), ("cache_bytes", 0), ("ready_versions", 0)):
+        for name, lowest in (
+            ("deadline_ms", 1),
+            ("max_wait_ms", 1),
+            ("cache_bytes", 0),
+            ("ready_versions", 0),
+            ("drain_s", 0),
+        ):
             if getattr(self, name) < lowest:
                 raise SpecError(f"server: {name} is {getattr(self, name)}; choose {lowest} or more")
         for name in ("port", "grpc_port"):

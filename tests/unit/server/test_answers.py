@@ -1,7 +1,8 @@
 """``/v1/analyze`` and ``/v1/tasks`` on a pico bundle."""
 
+import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from tests.tiny_bundles import make_bundle
 from tests.tiny_engines import open_fp32
 from tests.tiny_servers import ask, make_keys, make_service, with_settings
+from trunkline.core.errors import SpecError
 from trunkline.server.operation import Service
 from trunkline.server.settings import RequestLimits
 from trunkline.wire import AnalyzeResponse, Event, TaskList
@@ -279,3 +281,19 @@ def test_a_fault_of_the_engine_is_logged_with_its_cause(
     monkeypatch.setattr("trunkline.engine.runner.Runner.run", fail)
     refused(service, 500, "internal", json={"texts": ["a text that nobody asked before"]})
     assert "primitive could not be made" in caplog.text
+
+
+def test_limits_that_refuse_everything_are_refused_themselves() -> None:
+    with pytest.raises(SpecError, match="the limit of body_bytes is -1; choose 1 or more"):
+        RequestLimits(body_bytes=-1)
+
+
+def test_a_body_that_comes_byte_by_byte_ends_too(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trunkline.server.bodies._WHOLE_S", 0.05)
+
+    async def slowly() -> AsyncIterator[bytes]:
+        for byte in b'{"texts": ["a"]}':
+            await asyncio.sleep(0.02)
+            yield bytes([byte])
+
+    refused(service, 408, "slow_body", content=slowly())
