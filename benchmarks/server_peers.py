@@ -39,6 +39,7 @@ from trunkline.bundle.manifest import Manifest
 from trunkline.bundle.store import open_bundle
 from trunkline.core.errors import BundleError
 from trunkline.engine.backends.choose import choose_backend, describe
+from trunkline.model.cost import folds
 
 SEED = 20251125
 N_TEXTS = 512
@@ -168,10 +169,7 @@ def layers_of(manifest: Manifest, n_layers: int) -> dict[str, int]:
         n_layers: Of each single model.
     """
     own = sum(entry.own_layers for entry in manifest.tasks.values())
-    # the last layer under a head that reads the first token is computed for that token alone
-    folded = sum(
-        entry.kind != "tagging" and entry.pooling == "cls" and entry.own_layers > 0 for entry in manifest.tasks.values()
-    )
+    folded = sum(folds(entry.kind, entry.pooling) and entry.own_layers > 0 for entry in manifest.tasks.values())
     depth = manifest.trunk.depth
     return {
         "trunk": depth, "own": own, "folded": folded, "plan": depth + own - folded,

@@ -217,7 +217,7 @@ def _decode_spans(
     tags = word_tags(logits, branch.labels, positions)
     if tags.count(OUTSIDE) == len(tags):
         return SpansPrediction(spans=())
-    columns = _columns(branch.labels)
+    columns = _rules(branch.labels).columns
     sure = np.ones(len(tags))
     # A word without a token of its own has no probability; its tag is a rule, not a guess.
     found = np.flatnonzero(np.asarray(positions) >= 0)
@@ -226,19 +226,18 @@ def _decode_spans(
     return SpansPrediction(spans=tags_to_spans(tags, sure.tolist(), example.word_spans, example.text))
 
 
-_columns = lru_cache(maxsize=256)(label_index)
-
-
 class _Rules(NamedTuple):
     """Which tags may follow which: any may follow any, but for each ``I-x``.
 
     Attributes:
+        columns: Each tag's column.
         starts: (n_labels,) bool: may stand first.
         follows: (n_labels, n_labels) bool: the second may follow the first.
         inside: (k,) columns of all ``I-x``.
         begins: (k,) column of the ``B-x`` of each; its own where there is none.
     """
 
+    columns: dict[str, int]
     starts: np.ndarray
     follows: np.ndarray
     inside: np.ndarray
@@ -253,7 +252,7 @@ def _rules(labels: tuple[str, ...]) -> _Rules:
     columns = label_index(labels)
     inside = np.flatnonzero(is_inside)
     begins = np.array([columns.get(f"B-{labels[column][2:]}", column) for column in inside], dtype=np.int64)
-    return _Rules(~is_inside, ~is_inside[None, :] | same_type, inside, begins)
+    return _Rules(columns, ~is_inside, ~is_inside[None, :] | same_type, inside, begins)
 
 
 def _viterbi(scores: np.ndarray, rules: _Rules) -> list[int]:

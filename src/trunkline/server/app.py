@@ -155,9 +155,6 @@ class Edge:
             await self._app(scope, receive, send)
         except ClientGoneError:
             return None
-        except TrunklineError as error:
-            self._service.log_fault(error, scope[_REQUEST_ID])
-            return error
         except HTTPException as error:
             return _of_http(error, scope)
         except Exception as error:  # noqa: BLE001 - told to the client, and logged

@@ -1,6 +1,7 @@
 """Bodies of requests: read within bytes and seconds, decoded with care; and clients that go away meanwhile."""
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
 from typing import TypeVar
 
@@ -28,26 +29,30 @@ async def read_body(request: Request, *, max_bytes: int, seconds: float) -> byte
         ServerError: 413: it is larger; 408: it took longer.
         ClientGoneError: The connection was closed.
     """
-    try:
-        async with asyncio.timeout(_WHOLE_S):
-            chunks = [chunk async for chunk in body_chunks(request, max_bytes=max_bytes, seconds=seconds)]
-    except TimeoutError as error:
-        raise _slow(_WHOLE_S) from error
+    pieces = body_chunks(request, max_bytes=max_bytes, seconds=seconds, whole_s=_WHOLE_S)
+    chunks = [chunk async for chunk in pieces]
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
-async def body_chunks(request: Request, *, max_bytes: int, seconds: float) -> AsyncIterator[bytes]:
-    """The body piece by piece; errors as of `read_body`, ``seconds`` hold for each piece."""
+async def body_chunks(
+    request: Request, *, max_bytes: int, seconds: float, whole_s: float = math.inf
+) -> AsyncIterator[bytes]:
+    """The body piece by piece; errors as of `read_body`, ``seconds`` hold for each piece, ``whole_s`` for all."""
     stated = request.headers.get("content-length", "")
     if stated.isdecimal() and int(stated) > max_bytes:
         raise _too_large(stated, max_bytes)
-    total = 0
+    total, loop = 0, asyncio.get_running_loop()
+    ends = loop.time() + whole_s
     while True:
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout_at(min(loop.time() + seconds, ends)):
                 message = await request.receive()
         except TimeoutError as error:
-            raise _slow(seconds) from error
+            waited = seconds if loop.time() < ends else whole_s
+            raise refuse(
+                408, "slow_body", f"body: nothing came, or it was not whole, for {waited:g} s; send it faster, or less",
+                Connection="close",
+            ) from error  # fmt: skip
         if message["type"] == "http.disconnect":
             raise ClientGoneError("client: closed the connection before its request was read; nothing was done")
         chunk = message.get("body", b"")
@@ -128,13 +133,6 @@ class while_there:  # noqa: N801 - read as a statement, as contextlib's are
         self._is_gone = True
         if self._current is not None:
             self._current.cancel()
-
-
-def _slow(seconds: float) -> TrunklineError:
-    return refuse(
-        408, "slow_body", f"body: nothing came, or it was not whole, for {seconds:g} s; send it faster, or less",
-        Connection="close",
-    )  # fmt: skip
 
 
 def _too_large(found: str, allowed: int) -> TrunklineError:
