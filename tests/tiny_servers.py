@@ -48,7 +48,7 @@ def make_service(path: Path, *, keys: tuple[Key, ...] = (), **settings: Any) -> 
     )
     with engine:
         metrics.watch(engine)
-        metrics.is_ready = True
+        metrics.takes_requests = True
         deployment = Deployment(engine, source, chosen)
         log = logging.getLogger("trunkline.server")
         yield Service(deployment, Analyzer(engine, chosen, metrics), Keyring(keys), chosen, metrics, log)

@@ -64,6 +64,7 @@ class Loop:
         self._cache = cache
         self._waiting: dict[int, _Use] = {}
         self._numbers: dict[Request, set[int]] = {}
+        self._stepping: set[Request] = set()
         self._next_number = 0
         self._wake = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -73,6 +74,11 @@ class Loop:
         """Run steps in a thread of its own until `close`."""
         self._thread = threading.Thread(target=self._run_forever, name="trunkline-engine", daemon=True)
         self._thread.start()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether what is submitted will be run: `start` was called, and neither `close` nor a fault ended it."""
+        return self._thread is not None and self._thread.is_alive() and not self._closing
 
     def backlog(self) -> Backlog:
         """What waits or runs now."""
@@ -144,6 +150,7 @@ class Loop:
             expired = [self._take(job) for job in step.expired]
             taken = [self._take(job) for job in step.jobs]
             self._running_cost = sum(job.cost for job in step.jobs)
+        self._stepping = {use.request for use in (*expired, *taken)}
         for use in expired:
             use.request.fail(_late(use.request))
         by_trunk: dict[LoadedTrunk, list[_Use]] = {}
@@ -153,6 +160,7 @@ class Loop:
             self._run(trunk, uses)
         if taken:
             self._report(step, self.clock() - started)
+        self._stepping = set()
         return bool(taken)
 
     def _report(self, step: Step, seconds: float) -> None:
@@ -167,24 +175,38 @@ class Loop:
 
     def close(self) -> None:
         """Finish the step that runs, refuse what waits, and end the thread."""
-        with self._wake:
-            self._closing = True
-            left = {use.request for use in self._waiting.values()}
-            self._wake.notify_all()
+        left = self._stop()
         if self._thread is not None:
             self._thread.join()
         for request in left:
             request.fail(ClosedError("engine: was closed before the request was answered; send it to another"))
 
+    def _stop(self) -> set[Request]:
+        """Take nothing more; whoever is left must be told."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify_all()
+            return set(self._numbers)
+
     def _run_forever(self) -> None:
-        while True:
-            with self._wake:
-                while not self._closing and not self._scheduler.n_rows:
-                    self._wake.wait()
-                self._gather()
-                if self._closing:
-                    return
-            self.step()
+        try:
+            while self._wait():
+                self.step()
+        except BaseException as error:
+            # Not of a batch, which fails by itself, but of the loop: nobody may wait for a thread that is gone.
+            fault = EngineError(f"engine: its thread ended ({type(error).__name__}: {error}); open the bundle again")
+            fault.__cause__ = error
+            for request in self._stop() | self._stepping:
+                request.fail(fault)
+            raise
+
+    def _wait(self) -> bool:
+        """Wait until there is something to run; False when the loop is to end."""
+        with self._wake:
+            while not self._closing and not self._scheduler.n_rows:
+                self._wake.wait()
+            self._gather()
+            return not self._closing
 
     def _gather(self) -> None:
         """Give those who just got their answers a moment to ask again: full steps cost less for each row.

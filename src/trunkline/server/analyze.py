@@ -4,6 +4,7 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -17,6 +18,7 @@ from trunkline.engine.encoding import EncodedRequest, encode_request
 from trunkline.engine.engine import Engine
 from trunkline.engine.request import Part
 from trunkline.engine.snapshot import Snapshot
+from trunkline.server.long_texts import INLINE_CHARACTERS, LongTexts
 from trunkline.server.metrics import Metrics
 from trunkline.server.refusals import refuse
 from trunkline.server.settings import RequestLimits, Settings
@@ -31,9 +33,6 @@ from trunkline.wire import (
     TextSpan,
     Timings,
 )
-
-INLINE_CHARACTERS = 8_000
-"""Texts that are longer in all are tokenized in another thread, so that the event loop goes on."""
 
 
 class Question(msgspec.Struct, frozen=True):
@@ -74,6 +73,7 @@ class Analyzer:
         self.engine = engine
         self._settings = settings
         self._metrics = metrics
+        self._long_texts = LongTexts()
 
     def now(self) -> float:
         """Seconds on the clock of deadlines."""
@@ -143,7 +143,8 @@ class Analyzer:
         if n_characters <= INLINE_CHARACTERS:
             encoded = encode_request(snapshot, question.examples, question.tasks)
         else:
-            encoded = await asyncio.to_thread(encode_request, snapshot, question.examples, question.tasks)
+            work = partial(encode_request, snapshot, question.examples, question.tasks)
+            encoded = await self._long_texts.run(work, n_characters, self._deadline(question) - self.now())
         if not question.truncate:
             _refuse_long(encoded)
         return encoded
@@ -155,10 +156,10 @@ class Analyzer:
         started = time.perf_counter()
         decoded = list(task_answers(encoded, part))
         timings = Timings(
-            queue_ms=round(1e3 * part.queued_s, 3),
-            trunk_ms=round(1e3 * part.trunk_s, 3),
-            branch_ms=round(1e3 * part.branch_s, 3),
-            decode_ms=round(1e3 * (time.perf_counter() - started), 3),
+            queue_ms=_ms(part.queued_s),
+            trunk_ms=_ms(part.trunk_s),
+            branch_ms=_ms(part.branch_s),
+            decode_ms=_ms(time.perf_counter() - started),
         )
         self._metrics.answered(part, decoded, timings)
         return [to_wire(each, question, timings) for each in decoded]
@@ -247,6 +248,11 @@ def to_wire(answer: TaskAnswer, question: Question, timings: Timings) -> Answer:
         return ScoreAnswer(**common, score=found.score)
     text = question.examples[answer.index].text
     return SpansAnswer(**common, spans=_spans(found.spans, text, question.offsets))
+
+
+def _ms(seconds: float) -> float:
+    """Milliseconds, to the microsecond; five times as quick as to round to three places."""
+    return round(1e6 * seconds) / 1e3
 
 
 def _top(probabilities: dict[str, float], top_k: int | None) -> list[ScoredLabel] | UnsetType:

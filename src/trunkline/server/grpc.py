@@ -156,8 +156,8 @@ def _within(seconds: float | None) -> float | None:
     return None if seconds is None or seconds > _LONGEST_WAIT_S else max(seconds, 1e-6)
 
 
-async def _live(_: _Asked) -> Any:
-    return oip_pb2.ServerLiveResponse(live=True)
+async def _live(asked: _Asked) -> Any:
+    return oip_pb2.ServerLiveResponse(live=asked.service.metrics.is_live)
 
 
 async def _ready(asked: _Asked) -> Any:

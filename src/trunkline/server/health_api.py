@@ -11,15 +11,26 @@ from trunkline.server.refusals import refuse
 _METRICS = "text/plain; version=0.0.4; charset=utf-8"
 
 
-async def live(asked: Asked) -> Response:  # noqa: ARG001 - every handler gets what was asked
-    """The process runs and its event loop turns."""
+async def live(asked: Asked) -> Response:
+    """The process runs, its event loop turns, its engine has a thread."""
+    refuse_dead(asked.service)
     return JsonResponse({"status": "live", "version": trunkline.__version__})
 
 
 async def ready(asked: Asked) -> Response:
-    """Requests are taken: loaded, warm, the engine's thread alive, not about to stop."""
+    """Requests are taken: loaded, warm, live, not about to stop."""
     refuse_unready(asked.service)
     return JsonResponse({"status": "ready"})
+
+
+def refuse_dead(service: Service) -> None:
+    """Tell whoever restarts servers that this one must be.
+
+    Raises:
+        ServerError: 503: it must.
+    """
+    if not service.metrics.is_live:
+        raise refuse(503, "engine_ended", "server: its engine ended, the log says why; restart it")
 
 
 def refuse_unready(service: Service) -> None:
@@ -48,7 +59,7 @@ async def docs(asked: Asked) -> Response:  # noqa: ARG001 - every handler gets w
 
 
 OPERATIONS = (
-    Operation("GET", "/health/live", live, "Whether the process runs", "operations", needs="nothing"),
+    Operation("GET", "/health/live", live, "Whether the server lives; if not, restart it", "operations", needs="nothing"),
     Operation("GET", "/health/ready", ready, "Whether requests are taken", "operations", needs="nothing"),
     Operation("GET", "/metrics", metrics, "Counts for Prometheus", "operations", needs="nothing",
               other_answers={"text/plain": "Prometheus' text format"}),

@@ -71,9 +71,19 @@ class Metrics:
         self._rows, self._tokens = Histogram(ROWS), Histogram(TOKENS)
         self._busy_s = 0.0
         self._engine: Engine | None = None
-        self.is_ready = False
+        self.takes_requests = False
         self._registry = CollectorRegistry()
         self._registry.register(self)
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the engine's thread runs; when it does not, only a restart helps."""
+        return self._engine is None or self._engine.loop.is_alive
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether requests are taken, and will be answered: loaded, not about to stop, live."""
+        return self.takes_requests and self.is_live
 
     def watch(self, engine: Engine) -> None:
         """Report this engine's queue and cache."""

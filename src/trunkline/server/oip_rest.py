@@ -11,7 +11,7 @@ from trunkline.core.errors import DataError
 from trunkline.engine.snapshot import LoadedBranch
 from trunkline.server import oip
 from trunkline.server.bodies import decode_body, while_there
-from trunkline.server.health_api import refuse_unready
+from trunkline.server.health_api import refuse_dead, refuse_unready
 from trunkline.server.oip import Asking, Inference, Inferred
 from trunkline.server.oip_tensors import Given, Tensor, TensorForm, inputs_of, outputs_of
 from trunkline.server.operation import Asked, ErrorForm, JsonResponse, Operation
@@ -169,8 +169,9 @@ async def oip_server(asked: Asked) -> Response:  # noqa: ARG001 - every handler 
     return JsonResponse(ServerMetadata(name=oip.NAME, version=oip.VERSION, extensions=list(oip.EXTENSIONS)))
 
 
-async def oip_live(asked: Asked) -> Response:  # noqa: ARG001 - every handler gets what was asked
-    """The process runs and its event loop turns."""
+async def oip_live(asked: Asked) -> Response:
+    """As `trunkline.server.health_api.live`."""
+    refuse_dead(asked.service)
     return JsonResponse(Liveness(live=True))
 
 
@@ -373,7 +374,7 @@ def _with_version(method: str, path: str, handler: Any, summary: str, **more: An
 
 OPERATIONS = (
     _operation("GET", "", oip_server, "Name, version and extensions", needs="nothing", answers=ServerMetadata),
-    _operation("GET", "/health/live", oip_live, "Whether the process runs", needs="nothing", answers=Liveness),
+    _operation("GET", "/health/live", oip_live, "Whether the server lives", needs="nothing", answers=Liveness),
     _operation("GET", "/health/ready", oip_ready, "Whether requests are taken", needs="nothing", answers=Readiness),
     *_with_version("GET", "", oip_model, "What a task takes and gives", answers=ModelMetadata),
     *_with_version("GET", "/ready", oip_model_ready, "Whether a task answers", answers=ModelReadiness),

@@ -112,7 +112,7 @@ async def _serve(service: Service, tell: Callable[[str], None]) -> None:
     async with serve_grpc(service) as grpc_port, _following(service), _draining(server, service):
 
         def started(port: int) -> None:
-            service.metrics.is_ready = True
+            service.metrics.takes_requests = True
             host = f"[{settings.host}]" if ":" in settings.host else settings.host
             if grpc_port is not None:
                 tell(f"gRPC on {host}:{grpc_port}")
@@ -126,7 +126,7 @@ async def _serve(service: Service, tell: Callable[[str], None]) -> None:
                 f"server: cannot listen on {settings.host}:{settings.port}; choose another --host or --port"
             ) from error
         finally:
-            service.metrics.is_ready = False
+            service.metrics.takes_requests = False
 
 
 class _Server(uvicorn.Server):
@@ -155,10 +155,10 @@ async def _draining(server: _Server, service: Service) -> AsyncIterator[None]:
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
-        if not service.metrics.is_ready:
+        if not service.metrics.takes_requests:
             server.should_exit = True
             return
-        service.metrics.is_ready = False
+        service.metrics.takes_requests = False
         service.log.info("draining", extra={"drain_s": service.settings.drain_s})
         loop.call_later(service.settings.drain_s, lambda: setattr(server, "should_exit", True))
 

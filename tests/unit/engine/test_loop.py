@@ -541,6 +541,35 @@ def test_a_step_that_runs_is_finished_before_closing_returns(snapshot: Snapshot,
     assert isinstance(waiting.error, ClosedError)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_nobody_waits_for_a_thread_that_a_fault_ended(snapshot: Snapshot, clock: Clock) -> None:
+    running, let_go = threading.Event(), threading.Event()
+
+    def fail(_step: StepReport) -> None:
+        running.set()
+        assert let_go.wait(10)
+        raise MemoryError("no room")
+
+    loop = Loop(Runner(TorchBackend()), replace(ROOMY, batch_rows=1), clock=clock, on_step=fail)
+    assert not loop.is_alive
+    loop.start()
+    assert loop.is_alive
+    callers = [Caller(), Caller()]
+    loop.submit(request_of(snapshot, callers[0], ("topics",), ROWS[:2]))
+    assert running.wait(10)
+    loop.submit(request_of(snapshot, callers[1], ("topics",), ROWS[:1]))
+    let_go.set()
+    assert loop._thread is not None
+    loop._thread.join(10)
+    assert not loop.is_alive
+    assert [caller.n_ends for caller in callers] == [1, 1]
+    assert all(isinstance(caller.error, EngineError) for caller in callers)
+    assert "no room" in str(callers[1].error)
+    with pytest.raises(ClosedError):
+        loop.submit(request_of(snapshot, Caller(), ("topics",)))
+    loop.close()
+
+
 def test_callers_take_turns(snapshot: Snapshot, clock: Clock) -> None:
     loop, greedy, modest = loop_of(clock, replace(ROOMY, batch_rows=2)), Caller(), Caller()
     many = encoded(*(f"play {number} songs" for number in range(8)))

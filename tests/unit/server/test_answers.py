@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -228,11 +229,45 @@ def test_health_metrics_and_docs_are_there(service: Service) -> None:
 
 
 def test_a_server_that_is_not_ready_says_so(service: Service) -> None:
-    service.metrics.is_ready = False
+    service.metrics.takes_requests = False
     try:
         assert ask(service, "GET", "/health/ready").status_code == 503
     finally:
-        service.metrics.is_ready = True
+        service.metrics.takes_requests = True
+
+
+def test_a_server_whose_engine_ended_is_to_be_restarted(path: Path) -> None:
+    with make_service(path) as service:
+        service.analyzer.engine.loop.close()
+        for path_of in ("/health/live", "/v2/health/live"):
+            answer = ask(service, "GET", path_of)
+            assert answer.status_code == 503
+            assert "restart" in answer.text
+        assert ask(service, "GET", "/health/ready").status_code == 503
+        assert "trunkline_ready 0.0" in ask(service, "GET", "/metrics").text
+
+
+def test_long_texts_beyond_what_may_wait_are_refused(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trunkline.server.long_texts.WAITING_CHARACTERS", 9_999)
+    body = {"texts": ["word " * 2_000], "truncate": True}
+    assert "10000 characters" in refused(service, 429, "overloaded", json=body)
+    assert analyze(service, texts=["word " * 1_900], truncate=True).results
+
+
+def test_tokenizing_long_texts_ends_at_the_deadline(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, let_go = threading.Event(), threading.Event()
+
+    def slow(*_: object) -> None:
+        begun.set()
+        let_go.wait(10)
+
+    monkeypatch.setattr("trunkline.server.analyze.encode_request", slow)
+    body = {"texts": ["word " * 2_000], "truncate": True, "deadline_ms": 50}
+    try:
+        assert "deadline" in refused(service, 504, "deadline_exceeded", json=body)
+        assert begun.is_set()
+    finally:
+        let_go.set()
 
 
 def test_openapi_names_every_operation_and_its_example_runs(service: Service) -> None:
