@@ -13,7 +13,7 @@ import msgspec
 import torch
 
 from benchmarks.assistant12_report import write_page
-from benchmarks.assistant12_run import FOLDER, N_WORKERS, QUICK, SETS, make_bundle, open_bench
+from benchmarks.assistant12_run import FOLDER, N_WORKERS, QUICK, SETS, Made, make_bundle, open_bench
 from benchmarks.harness import Benchmark, Measured
 from benchmarks.pages import runs_facts
 from benchmarks.sets import Set
@@ -23,8 +23,6 @@ from trunkline.engine.engine import Engine
 from trunkline.engine.evaluate import evaluate
 from trunkline.train.ledger import Ledger
 from trunkline.train.pipeline import train_task
-from trunkline.train.plan import Plan
-from trunkline.train.search_spec import SearchReport
 from trunkline.train.spec import RunRecord, TrainRequest
 
 FULL_POOLINGS: tuple[Pooling, ...] = ("cls", "mean")
@@ -37,7 +35,8 @@ def measure(*, quick: bool, out: Path) -> Measured:
     folder = FOLDER.with_name("assistant12-quick") if quick else FOLDER
     if quick:
         shutil.rmtree(folder, ignore_errors=True)
-    reports, plan = make_bundle(folder, sets, folder / "bundle")
+    made = make_bundle(folder, sets, folder / "bundle")
+    plan = made.plan
     engine = Engine.open(folder / "bundle", backend=choose_backend(precision="fp32"))
     merged = {each.name: evaluate(engine, each.task(), "dev") for each in sets}
     context = multiprocessing.get_context("spawn")
@@ -62,18 +61,19 @@ def measure(*, quick: bool, out: Path) -> Measured:
             "search_cost": report.cost,
             "search_seconds": report.seconds,
         }
-        for each, best, report in zip(sets, full, reports, strict=True)
+        for each, best, report in zip(sets, full, made.reports, strict=True)
     ]
     used = {each.name for each in sets}
     ledgers = [Ledger(folder / "runs"), Ledger(folder / "full" / "runs")]
     records = [record for ledger in ledgers for record in ledger.records() if record.spec.task in used]
     return Measured(
-        figures=_figures(rows, plan, reports),
+        figures=_figures(rows, made),
         details={"tasks": rows, "plan": msgspec.to_builtins(plan), "runs": runs_facts(records)},
     )
 
 
-def _figures(rows: Sequence[dict[str, Any]], plan: Plan, reports: Sequence[SearchReport]) -> dict[str, float]:
+def _figures(rows: Sequence[dict[str, Any]], made: Made) -> dict[str, float]:
+    plan = made.plan
     return {
         "tasks": float(len(rows)),
         "seeds": 1.0,
@@ -81,8 +81,8 @@ def _figures(rows: Sequence[dict[str, Any]], plan: Plan, reports: Sequence[Searc
         "mixed_average": fmean(row["mixed"] for row in rows),
         "layer_share": plan.layer_cost / plan.single_task_layers,
         "flops_share": plan.flops_share,
-        "search_cost_mean": fmean(report.cost for report in reports),
-        "search_minutes": sum(report.seconds for report in reports) / 60 / N_WORKERS,
+        "search_cost_mean": fmean(report.cost for report in made.reports),
+        "search_minutes": made.minutes,
     }
 
 

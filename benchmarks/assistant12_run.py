@@ -6,12 +6,13 @@ Resumable: what the ledger has is not run again. The serving benchmarks use this
 """
 
 import argparse
+import math
 import multiprocessing
 import shutil
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -35,10 +36,12 @@ from trunkline.train.contest import PlanRequest, read_contest
 from trunkline.train.device import make_accelerator
 from trunkline.train.ledger import Ledger
 from trunkline.train.pareto import draw_pareto, pareto_of, write_pareto
+from trunkline.train.pipeline import train_task
 from trunkline.train.plan import Plan, plan_contest, write_plan
 from trunkline.train.price import Budget
 from trunkline.train.search import search_tasks
 from trunkline.train.search_spec import SearchReport, SearchRequest
+from trunkline.train.spec import RunRecord, TrainRequest
 
 FOLDER = platformdirs.user_cache_path("trunkline") / "benchmarks" / "assistant12"
 N_WORKERS = 2
@@ -70,7 +73,28 @@ SETS = (
 QUICK = tuple(replace(each, rows=500) for each in (SETS[9], SETS[11]))
 
 
-def make_bundle(folder: Path, sets: Sequence[Set], bundle: Path) -> tuple[list[SearchReport], Plan]:
+@dataclass(frozen=True, slots=True)
+class Made:
+    """How the bundle came to be.
+
+    Attributes:
+        reports: Of the searches.
+        wider: Teachers of one more layer, of the tasks that had one.
+        plan: Who is in the bundle.
+    """
+
+    reports: list[SearchReport]
+    wider: list[RunRecord]
+    plan: Plan
+
+    @property
+    def minutes(self) -> float:
+        """That all workers took for search and training."""
+        seconds = [report.seconds for report in self.reports] + [run.seconds + run.cache_seconds for run in self.wider]
+        return sum(seconds) / 60 / N_WORKERS
+
+
+def make_bundle(folder: Path, sets: Sequence[Set], bundle: Path) -> Made:
     """Search every task, plan all of them for half of the layers, merge and verify.
 
     Args:
@@ -87,6 +111,7 @@ def make_bundle(folder: Path, sets: Sequence[Set], bundle: Path) -> tuple[list[S
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(N_WORKERS, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         reports = list(pool.map(_search, sets, repeat(folder)))
+        wider = [run for runs_of in pool.map(_widened, sets, reports, repeat(runs)) for run in runs_of]
     request = PlanRequest(budget=Budget(amount=N_LAYERS * len(sets) / 2, unit="layers"))
     contest = read_contest(runs, [each.name for each in sets])
     plan = plan_contest(contest, request)
@@ -103,7 +128,7 @@ def make_bundle(folder: Path, sets: Sequence[Set], bundle: Path) -> tuple[list[S
         digests=[task.branch_digest for task in plan.tasks],
     )
     verify(bundle)
-    return reports, plan
+    return Made(reports, wider, plan)
 
 
 def check_replaceable(bundle: Path) -> None:
@@ -138,6 +163,20 @@ def _search(each: Set, folder: Path) -> SearchReport:
     return report
 
 
+def _widened(each: Set, report: SearchReport, runs: Path) -> list[RunRecord]:
+    """A teacher of one more layer where no student is as good as the teacher: the budget of layers has room for it."""
+    finals = {stage: [t.selection_metric for t in report.tried if t.n_rows is None and t.choice.stage == stage]
+              for stage in ("teacher", "student")}  # fmt: skip
+    teacher = report.teacher
+    if max(finals["student"], default=-math.inf) >= max(finals["teacher"]) or not teacher.exit_layer:
+        return []
+    request = TrainRequest(layers=(teacher.own_layers + 1,), student_layers=())
+    task = msgspec.structs.replace(each.task(), pooling=teacher.pooling)
+    records = train_task(open_bench(runs), task, request)
+    print(f"{each.name}: {teacher.own_layers + 1} layers: {records[0].selection_metric:.1f}", flush=True)
+    return records
+
+
 def main() -> None:
     """Make the bundle and say what it holds."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -147,7 +186,7 @@ def main() -> None:
     started = time.perf_counter()
     folder = FOLDER.with_name("assistant12-quick") if arguments.quick else FOLDER
     out: Any = arguments.out or folder / "bundle"
-    _, plan = make_bundle(folder, QUICK if arguments.quick else SETS, out)
+    plan = make_bundle(folder, QUICK if arguments.quick else SETS, out).plan
     for task in plan.tasks:
         print(f"{task.task}: exit {task.exit_layer} + {task.own_layers}, {task.metric} {task.selection_metric:.1f}")
     print(
