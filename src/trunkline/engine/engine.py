@@ -32,6 +32,9 @@ EXAMPLES_PER_REQUEST = 512
 """Of `Engine.predict`: so many texts are encoded while as many run."""
 _MANY_BATCHES = 1_000
 """After so many batches the shapes that they had are those that will come."""
+_WARM_SHARE = 0.9
+"""A new version is warmed on the shapes of so many batches: to prepare for the rest costs more than who meets them
+waits, a few milliseconds."""
 _PATIENCE_S = 0.03
 """Each piece of work on a new version lets requests go first for so long: it takes the idle moments of an engine that
 has some, and a share of one that has none."""
@@ -183,7 +186,7 @@ class Engine:
                 trunk = trunk.without_layers()  # They are warm; branches are warmed on what the embeddings give.
             branches = [branch for _, branch in new]
             # Whoever is busy does not need what never comes; the rest is prepared for when it does.
-            met = self._runner.met if self._runner.met.n_batches >= _MANY_BATCHES else None
+            met = self._runner.met.most(_WARM_SHARE) if self._runner.met.n_batches >= _MANY_BATCHES else None
             warm(self.backend, trunk, branches, self._limits, met=met, before_each=self._let_requests_first)
             self.backend.settle()
         return after

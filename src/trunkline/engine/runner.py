@@ -1,6 +1,7 @@
 """One forward pass: up the trunk once, answers at every exit as soon as they are there."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -34,7 +35,7 @@ class Ran:
 
 @dataclass(slots=True)
 class Shapes:
-    """What shapes batches had: a runtime prepares each program for each of them once.
+    """What shapes batches had, and how often: a runtime prepares each program for each of them once.
 
     Attributes:
         lines: (lines, tokens of a line).
@@ -42,9 +43,23 @@ class Shapes:
         n_batches: Of how many batches.
     """
 
-    lines: set[tuple[int, int]] = field(default_factory=set)
-    rows: set[tuple[int, int]] = field(default_factory=set)
+    lines: Counter[tuple[int, int]] = field(default_factory=Counter)
+    rows: Counter[tuple[int, int]] = field(default_factory=Counter)
     n_batches: int = 0
+
+    def most(self, share: float) -> "Shapes":
+        """The most frequent of each sort that together make up such a share; any thread may ask."""
+        return Shapes(_most(self.lines, share), _most(self.rows, share), self.n_batches)
+
+
+def _most(counts: Counter[tuple[int, int]], share: float) -> Counter[tuple[int, int]]:
+    left, kept = share * counts.total(), Counter[tuple[int, int]]()
+    for shape, count in counts.copy().most_common():
+        if left <= 0:
+            break
+        kept[shape] = count
+        left -= count
+    return kept
 
 
 def nothing_dropped() -> frozenset[int]:
@@ -146,7 +161,7 @@ class _Lines:
 
     def __post_init__(self) -> None:
         """Note their shape."""
-        self.met.lines.add((self.layout.n_lines, self.layout.line_tokens))
+        self.met.lines[self.layout.n_lines, self.layout.line_tokens] += 1
 
     def with_states(self, states: States) -> "_Lines":
         """The same rows with other states."""
@@ -191,7 +206,7 @@ class _Lines:
         key = rows.tobytes() + bytes([whole])
         if key not in self._padded:
             index, lengths = self.layout.padded(np.searchsorted(self.rows, rows))
-            self.met.rows.add((index.shape[0], index.shape[1]))
+            self.met.rows[index.shape[0], index.shape[1]] += 1
             bias = (self.trunk.masks.first(lengths, index.shape[1]),) if whole else ()
             self._padded[key] = (self.backend.take(self.states, index if whole else index[:, :1]), *bias)
         return self._padded[key]

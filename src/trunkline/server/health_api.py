@@ -59,7 +59,7 @@ async def docs(asked: Asked) -> Response:  # noqa: ARG001 - every handler gets w
 
 
 OPERATIONS = (
-    Operation("GET", "/health/live", live, "Whether the server lives; if not, restart it", "operations", needs="nothing"),
+    Operation("GET", "/health/live", live, "Whether it lives; if not, restart it", "operations", needs="nothing"),
     Operation("GET", "/health/ready", ready, "Whether requests are taken", "operations", needs="nothing"),
     Operation("GET", "/metrics", metrics, "Counts for Prometheus", "operations", needs="nothing",
               other_answers={"text/plain": "Prometheus' text format"}),

@@ -36,8 +36,16 @@ def n_warmed(snapshot: Snapshot, met: Shapes | None) -> int:
 def test_a_runner_knows_the_shapes_that_its_batches_had(snapshot: Snapshot) -> None:
     met = met_by(snapshot, (5,), (5, 20, 7), (30, 30, 30))
     assert met.n_batches == 3
-    assert met.lines == {(1, 16), (1, 32), (1, 96)}
-    assert met.rows == {(1, 16), (3, 32)}
+    assert set(met.lines) == {(1, 16), (1, 32), (1, 96)}
+    assert met.rows == {(1, 16): 1, (3, 32): 2}
+
+
+def test_rare_shapes_are_not_warmed(snapshot: Snapshot) -> None:
+    met = met_by(snapshot, *[(5,)] * 18, (5, 20, 7), (60,))
+    usual = met.most(0.9)
+    assert (set(usual.lines), set(usual.rows)) == ({(1, 16)}, {(1, 16)})
+    assert n_warmed(snapshot, usual) == 2
+    assert met.most(1.0) == met
 
 
 def test_what_was_met_is_warmed_and_nothing_else(snapshot: Snapshot) -> None:
