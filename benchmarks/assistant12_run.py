@@ -79,18 +79,18 @@ class Made:
 
     Attributes:
         reports: Of the searches.
-        wider: Teachers of one more layer, of the tasks that had one.
+        retaught: Full fine-tunings and their students, of the tasks that had them.
         plan: Who is in the bundle.
     """
 
     reports: list[SearchReport]
-    wider: list[RunRecord]
+    retaught: list[RunRecord]
     plan: Plan
 
     @property
     def minutes(self) -> float:
         """That all workers took for search and training."""
-        seconds = [report.seconds for report in self.reports] + [run.seconds + run.cache_seconds for run in self.wider]
+        seconds = [each.seconds for each in self.reports] + [run.seconds + run.cache_seconds for run in self.retaught]
         return sum(seconds) / 60 / N_WORKERS
 
 
@@ -111,7 +111,7 @@ def make_bundle(folder: Path, sets: Sequence[Set], bundle: Path) -> Made:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(N_WORKERS, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         reports = list(pool.map(_search, sets, repeat(folder)))
-        wider = [run for runs_of in pool.map(_widened, sets, reports, repeat(runs)) for run in runs_of]
+        retaught = [run for found in pool.map(_retaught, sets, reports, repeat(runs)) for run in found]
     request = PlanRequest(budget=Budget(amount=N_LAYERS * len(sets) / 2, unit="layers"))
     contest = read_contest(runs, [each.name for each in sets])
     plan = plan_contest(contest, request)
@@ -128,7 +128,7 @@ def make_bundle(folder: Path, sets: Sequence[Set], bundle: Path) -> Made:
         digests=[task.branch_digest for task in plan.tasks],
     )
     verify(bundle)
-    return Made(reports, wider, plan)
+    return Made(reports, retaught, plan)
 
 
 def check_replaceable(bundle: Path) -> None:
@@ -163,18 +163,19 @@ def _search(each: Set, folder: Path) -> SearchReport:
     return report
 
 
-def _widened(each: Set, report: SearchReport, runs: Path) -> list[RunRecord]:
-    """A teacher of one more layer where no student is as good as the teacher: the budget of layers has room for it."""
+def _retaught(each: Set, report: SearchReport, runs: Path) -> list[RunRecord]:
+    """Where no student is as good as its teacher, one as long as the teacher learns from a full fine-tuning."""
     finals = {stage: [t.selection_metric for t in report.tried if t.n_rows is None and t.choice.stage == stage]
               for stage in ("teacher", "student")}  # fmt: skip
-    teacher = report.teacher
-    if max(finals["student"], default=-math.inf) >= max(finals["teacher"]) or not teacher.exit_layer:
+    if max(finals["student"], default=-math.inf) >= max(finals["teacher"]):
         return []
-    request = TrainRequest(layers=(teacher.own_layers + 1,), student_layers=())
-    task = msgspec.structs.replace(each.task(), pooling=teacher.pooling)
-    records = train_task(open_bench(runs), task, request)
-    print(f"{each.name}: {teacher.own_layers + 1} layers: {records[0].selection_metric:.1f}", flush=True)
-    return records
+    n_own = report.teacher.own_layers
+    request = TrainRequest(layers=(n_own,), full=True, label_teacher="full", student_layers=(n_own,))
+    task = msgspec.structs.replace(each.task(), pooling=report.teacher.pooling)
+    found = [run for run in train_task(open_bench(runs), task, request) if run.spec.arm != "partial"]
+    said = ", ".join(f"{run.spec.arm} {run.selection_metric:.1f}" for run in found)
+    print(f"{each.name}: the teacher {max(finals['teacher']):.1f}, {said}", flush=True)
+    return found
 
 
 def main() -> None:
