@@ -79,7 +79,7 @@ class Made:
 
     Attributes:
         reports: Of the searches.
-        retaught: Full fine-tunings and their students, of the tasks that had them.
+        retaught: Further runs, of the tasks that had them (`_retaught`).
         plan: Who is in the bundle.
     """
 
@@ -164,16 +164,20 @@ def _search(each: Set, folder: Path) -> SearchReport:
 
 
 def _retaught(each: Set, report: SearchReport, runs: Path) -> list[RunRecord]:
-    """Where no student is as good as its teacher, one as long as the teacher learns from a full fine-tuning."""
+    """Where no student is as good as its teacher: a teacher of one more layer, and students as long as teachers are.
+
+    They learn from a full fine-tuning. The plan has room for them: half of the layers are to spend.
+    """
     finals = {stage: [t.selection_metric for t in report.tried if t.n_rows is None and t.choice.stage == stage]
               for stage in ("teacher", "student")}  # fmt: skip
     if max(finals["student"], default=-math.inf) >= max(finals["teacher"]):
         return []
-    n_own = report.teacher.own_layers
-    request = TrainRequest(layers=(n_own,), full=True, label_teacher="full", student_layers=(n_own,))
+    lengths = (report.teacher.own_layers, min(report.teacher.own_layers + 1, N_LAYERS))
+    request = TrainRequest(layers=lengths, full=True, label_teacher="full", student_layers=lengths)
     task = msgspec.structs.replace(each.task(), pooling=report.teacher.pooling)
-    found = [run for run in train_task(open_bench(runs), task, request) if run.spec.arm != "partial"]
-    said = ", ".join(f"{run.spec.arm} {run.selection_metric:.1f}" for run in found)
+    known = {tried.run_id for tried in report.tried}
+    found = [run for run in train_task(open_bench(runs), task, request) if run.run_id not in known]
+    said = ", ".join(f"{run.spec.arm} of {run.spec.own_layers} {run.selection_metric:.1f}" for run in found)
     print(f"{each.name}: the teacher {max(finals['teacher']):.1f}, {said}", flush=True)
     return found
 
