@@ -66,7 +66,7 @@ async def predict_task(asked: Asked) -> Response:
 
 
 async def _predicted(asked: Asked, task: str | None, snapshot: Snapshot) -> Response:
-    spec = _only(snapshot) if task is None else _with_labels(known_task(task[:64], snapshot.branches).spec)
+    spec = _only(snapshot) if task is None else _with_labels(known_task(task, snapshot.branches).spec)
     body: PredictRequest = await asked.decoded(PredictRequest)
     if body.truncation_direction.lower() != "right":
         raise DataError(f"truncation_direction: is {body.truncation_direction[:20]!r}; Right is allowed; leave it out")
