@@ -12,7 +12,7 @@ from trunkline.core.types import Example
 from trunkline.server.analyze import Question, check_count
 from trunkline.server.bodies import while_there
 from trunkline.server.operation import Asked, JsonResponse, Operation
-from trunkline.server.refusals import refusal_of, refuse
+from trunkline.server.refusals import refuse
 from trunkline.wire import (
     AnalyzeRequest,
     AnalyzeResponse,
@@ -118,8 +118,7 @@ class StreamResponse(Response):
                 yield [AnswerEvent(answer=answer) for answer in answers]
             yield [EndEvent(request_id=self._asked.request_id, n_answers=n_answers)]
         except TrunklineError as error:
-            self._asked.service.log_fault(error, self._asked.request_id)
-            refusal = refusal_of(error)
+            refusal = self._asked.service.failed(error, self._asked.request_id)
             detail = ErrorDetail(code=refusal.code, message=refusal.message, request_id=self._asked.request_id)
             yield [ErrorEvent(error=detail)]
 

@@ -151,23 +151,24 @@ class Edge:
             await send(message)
 
         try:
-            error = await self._run(scope, receive, told)
-            if error is not None and not status:
-                await self._refused(refusal_of(error), scope)(scope, receive, told)
+            refusal = await self._run(scope, receive, told)
+            if refusal is not None and not status:
+                await self._refused(refusal, scope)(scope, receive, told)
+        except ClientGoneError:
+            status = _GONE  # Also where an answer had begun.
         finally:
             self._count(scope, request_id, status or _GONE, time.perf_counter() - started)
 
-    async def _run(self, scope: Scope, receive: Receive, send: Send) -> Exception | None:
-        """Run the routes; what they raise before an answer began is told to the client."""
+    async def _run(self, scope: Scope, receive: Receive, send: Send) -> Refusal | None:
+        """Run the routes; what they raise before an answer began is told to the client, if that is still there."""
         try:
             await self._app(scope, receive, send)
         except ClientGoneError:
-            return None
+            raise
         except HTTPException as error:
-            return _of_http(error, scope)
+            return refusal_of(_of_http(error, scope))
         except Exception as error:  # noqa: BLE001 - told to the client, and logged
-            self._service.log_fault(error, scope[_REQUEST_ID])
-            return error
+            return self._service.failed(error, scope[_REQUEST_ID])
         return None
 
     def _count(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
