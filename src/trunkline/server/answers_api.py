@@ -50,8 +50,9 @@ async def analyze(asked: Asked) -> Response:
 
 
 async def list_tasks(asked: Asked) -> Response:
-    """Every task that is served."""
-    return JsonResponse(TaskList(tasks=asked.service.deployment.tasks()))
+    """Every task that is served, and the names of those that rest."""
+    deployment = asked.service.deployment
+    return JsonResponse(TaskList(tasks=deployment.tasks(), resting=list(deployment.resting())))
 
 
 async def show_task(asked: Asked) -> Response:
@@ -165,6 +166,6 @@ OPERATIONS = (
         asks=AnalyzeRequest, answers=AnalyzeResponse, example={"texts": ["wake me up at seven"], "top_k": 2},
         other_answers={NDJSON: "one event a line, as soon as it is ready", SSE: "the same as server-sent events"},
     ),
-    Operation("GET", "/v1/tasks", list_tasks, "Every task that is served", "answers", answers=TaskList),
+    Operation("GET", "/v1/tasks", list_tasks, "Every task, served or at rest", "answers", answers=TaskList),
     Operation("GET", "/v1/tasks/{task}", show_task, "One task", "answers", answers=TaskInfo),
 )  # fmt: skip
