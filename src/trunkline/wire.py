@@ -234,9 +234,15 @@ class TaskInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TaskList(msgspec.Struct, frozen=True, kw_only=True):
-    """All tasks that are served."""
+    """All tasks.
+
+    Attributes:
+        tasks: Those that are served.
+        resting: Those that are registered, and that no version answers: new, or taken out of service.
+    """
 
     tasks: list[TaskInfo]
+    resting: list[str] = []
 
 
 class VersionInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -249,6 +255,9 @@ class VersionInfo(msgspec.Struct, frozen=True, kw_only=True):
         registered_by: Who.
         label_schema_version: Of its labels.
         dev_metric: Points it reached on its dev rows.
+        exit_layer: Trunk layers under the branch.
+        own_layers: Layers of the branch.
+        rollback: Whether `rollback` goes here.
     """
 
     version: str
@@ -257,6 +266,9 @@ class VersionInfo(msgspec.Struct, frozen=True, kw_only=True):
     registered_by: str
     label_schema_version: int
     dev_metric: float | None
+    exit_layer: int
+    own_layers: int
+    rollback: bool
 
 
 class VersionList(msgspec.Struct, frozen=True, kw_only=True):

@@ -85,14 +85,16 @@ def prune_command(registry: RegistryArgument) -> None:
 def list_command(registry: WhereArgument, *, as_json: JsonOption = False) -> None:
     """List tasks and their versions."""
     with _tasks_of(registry) as tasks:
-        rows, raw = tasks.versions()
+        listing = tasks.listing()
     if as_json:
-        show_json(raw)
+        show_json(listing.value)
         return
     table = _table(("task", "version", "use", "exit + own layers", "dev", "registered", "by"))
-    for row in rows:
+    for row in listing.rows:
         _add_row(table, row)
     show(table)
+    for line in listing.hidden:
+        typer.echo(line)
 
 
 @tasks_app.command("history")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -10,8 +11,8 @@ from trunkline.bundle.registry import Registry
 from trunkline.bundle.versions import TaskState, short
 from trunkline.cli.user import user
 from trunkline.client import Client
-from trunkline.core.errors import SpecError
-from trunkline.wire import Change, HistoryEntry, TaskInfo, VersionInfo
+from trunkline.core.errors import KeyRefusedError, SpecError
+from trunkline.wire import CanaryInfo, Change, HistoryEntry, TaskInfo, VersionInfo
 
 Row: TypeAlias = tuple[str, str, str, str, str, str, str]
 """Task, version, use, layers, points on dev rows, when it was registered, by whom."""
@@ -19,11 +20,26 @@ _TIMEOUT_S = 300.0
 """A version that is not loaded yet is verified and warmed before it answers."""
 
 
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """Tasks and their versions.
+
+    Attributes:
+        rows: A row for every version.
+        value: Everything, for JSON.
+        hidden: What is not shown and why, a line for each task where that is so.
+    """
+
+    rows: list[Row]
+    value: Any
+    hidden: tuple[str, ...] = ()
+
+
 class Tasks(Protocol):
     """What the commands need; each change says in a line what answers now."""
 
-    def versions(self) -> tuple[list[Row], Any]:
-        """Every version as a row, and everything as a value for JSON."""
+    def listing(self) -> Listing:
+        """Every task with every version."""
 
     def history(self, task: str | None) -> Sequence[Entry | HistoryEntry]:
         """Every change, oldest first, or those of one task."""
@@ -68,14 +84,14 @@ class _OfFolder:
     def __init__(self, registry: Registry, who: str) -> None:
         self._registry, self._who = registry, who
 
-    def versions(self) -> tuple[list[Row], Any]:
+    def listing(self) -> Listing:
         rows: list[Row] = []
         for task, present in self._registry.state.tasks.items():
             for digest, version in present.versions.items():
                 layers = f"{version.entry.exit_layer} + {version.entry.own_layers}"
                 points, use = _points(version.entry.dev_metric), _use(present, digest)
                 rows.append((task, short(digest), use, layers, points, version.at, version.who))
-        return rows, self._registry.state
+        return Listing(rows, self._registry.state)
 
     def history(self, task: str | None) -> Sequence[Entry | HistoryEntry]:
         return self._registry.history(task)
@@ -114,12 +130,24 @@ class _OfServer:
     def __init__(self, client: Client) -> None:
         self._client = client
 
-    def versions(self) -> tuple[list[Row], Any]:
-        rows: list[Row] = []
-        served = [(info, self._client.versions(info.task)) for info in self._client.tasks()]
-        for info, versions in served:
-            rows += [_row_of(info, version) for version in versions]
-        return rows, [{"task": info, "versions": versions} for info, versions in served]
+    def listing(self) -> Listing:
+        served = {info.task: info for info in self._client.tasks()}
+        resting = dict.fromkeys(task for task in self._client.resting_tasks() if task not in served)
+        listed = [self._listed(task, info) for task, info in {**served, **resting}.items()]
+        rows = [row for each in listed for row in each.rows]
+        return Listing(rows, [each.value for each in listed], tuple(line for each in listed for line in each.hidden))
+
+    def _listed(self, task: str, info: TaskInfo | None) -> Listing:
+        """One task; where the key may not see its versions, what it may see."""
+        value = {"name": task, "task": info}
+        try:
+            versions = self._client.versions(task)
+        except KeyRefusedError as error:
+            hidden = f"task {task!r}: versions that do not answer, and who registered which, are not shown: {error}"
+            return Listing(_answering(task, info), {**value, "versions": None, "hidden": str(error)}, (hidden,))
+        canary = None if info is None else info.canary
+        rows = [_row_of(task, version, canary) for version in versions]
+        return Listing(rows, {**value, "versions": versions, "hidden": None})
 
     def history(self, task: str | None) -> Sequence[Entry | HistoryEntry]:
         return self._client.history(task)
@@ -166,10 +194,22 @@ def _use(present: TaskState, digest: str) -> str:
     return "rollback goes here" if present.former[-1:] == (digest,) else ""
 
 
-def _row_of(info: TaskInfo, version: VersionInfo) -> Row:
+def _row_of(task: str, version: VersionInfo, canary: CanaryInfo | None) -> Row:
     use: str = version.state
-    if info.canary is not None and version.version == info.canary.version:
-        use = f"canary {info.canary.percent:g}%"
-    layers = f"{info.exit_layer} + {info.own_layers}" if version.version == info.version else ""
-    at, who = version.registered_at, version.registered_by
-    return (info.task, short(version.version), use, layers, _points(version.dev_metric), at, who)
+    if canary is not None and version.version == canary.version:
+        use = f"canary {canary.percent:g}%"
+    elif version.rollback:
+        use = f"{use}, rollback goes here"
+    layers, points = f"{version.exit_layer} + {version.own_layers}", _points(version.dev_metric)
+    return (task, short(version.version), use, layers, points, version.registered_at, version.registered_by)
+
+
+def _answering(task: str, info: TaskInfo | None) -> list[Row]:
+    """What everybody may see of a task: what answers it."""
+    if info is None:
+        return [(task, "", "out of service", "", "", "", "")]
+    layers, points = f"{info.exit_layer} + {info.own_layers}", _points(info.dev_metric)
+    active = (task, short(info.version), "active", layers, points, "", "")
+    if info.canary is None:
+        return [active]
+    return [active, (task, short(info.canary.version), f"canary {info.canary.percent:g}%", "", "", "", "")]

@@ -111,6 +111,10 @@ class AsyncClient:
         """Every task that is served; errors as of `analyze`."""
         return (await self._run(calls.tasks_call())).tasks
 
+    async def resting_tasks(self) -> list[str]:
+        """Every task that is registered and that no version answers; errors as of `analyze`."""
+        return (await self._run(calls.tasks_call())).resting
+
     async def task(self, task: str) -> TaskInfo:
         """One task; errors as of `analyze`."""
         return await self._run(calls.task_call(task))

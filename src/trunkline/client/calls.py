@@ -145,7 +145,7 @@ def analyze_call(options: AnalyzeOptions, *, streamed: bool = False) -> Call[Ana
 
 
 def tasks_call() -> Call[TaskList]:
-    """Every task that is served."""
+    """Every task, served or at rest."""
     return Call("GET", "/v1/tasks", TaskList)
 
 

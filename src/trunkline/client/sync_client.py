@@ -110,6 +110,10 @@ class Client:
         """Every task that is served; errors as of `analyze`."""
         return self._run(calls.tasks_call()).tasks
 
+    def resting_tasks(self) -> list[str]:
+        """Every task that is registered and that no version answers; errors as of `analyze`."""
+        return self._run(calls.tasks_call()).resting
+
     def task(self, task: str) -> TaskInfo:
         """One task; errors as of `analyze`."""
         return self._run(calls.task_call(task))

@@ -87,7 +87,6 @@ class Analyzer:
         """
         wait_ms = 1e3 * self.engine.loop.backlog().wait_s
         if wait_ms > self._settings.max_wait_ms:
-            self._metrics.refused("overloaded")
             raise refuse(
                 429,
                 "overloaded",

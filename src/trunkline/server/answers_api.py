@@ -12,7 +12,7 @@ from trunkline.core.types import Example
 from trunkline.server.analyze import Question, check_count
 from trunkline.server.bodies import while_there
 from trunkline.server.operation import Asked, JsonResponse, Operation
-from trunkline.server.refusals import refusal_of, refuse
+from trunkline.server.refusals import refuse
 from trunkline.wire import (
     AnalyzeRequest,
     AnalyzeResponse,
@@ -50,8 +50,9 @@ async def analyze(asked: Asked) -> Response:
 
 
 async def list_tasks(asked: Asked) -> Response:
-    """Every task that is served."""
-    return JsonResponse(TaskList(tasks=asked.service.deployment.tasks()))
+    """Every task that is served, and the names of those that rest."""
+    deployment = asked.service.deployment
+    return JsonResponse(TaskList(tasks=deployment.tasks(), resting=list(deployment.resting())))
 
 
 async def show_task(asked: Asked) -> Response:
@@ -118,8 +119,7 @@ class StreamResponse(Response):
                 yield [AnswerEvent(answer=answer) for answer in answers]
             yield [EndEvent(request_id=self._asked.request_id, n_answers=n_answers)]
         except TrunklineError as error:
-            self._asked.service.log_fault(error, self._asked.request_id)
-            refusal = refusal_of(error)
+            refusal = self._asked.service.failed(error, self._asked.request_id)
             detail = ErrorDetail(code=refusal.code, message=refusal.message, request_id=self._asked.request_id)
             yield [ErrorEvent(error=detail)]
 
@@ -166,6 +166,6 @@ OPERATIONS = (
         asks=AnalyzeRequest, answers=AnalyzeResponse, example={"texts": ["wake me up at seven"], "top_k": 2},
         other_answers={NDJSON: "one event a line, as soon as it is ready", SSE: "the same as server-sent events"},
     ),
-    Operation("GET", "/v1/tasks", list_tasks, "Every task that is served", "answers", answers=TaskList),
+    Operation("GET", "/v1/tasks", list_tasks, "Every task, served or at rest", "answers", answers=TaskList),
     Operation("GET", "/v1/tasks/{task}", show_task, "One task", "answers", answers=TaskInfo),
 )  # fmt: skip

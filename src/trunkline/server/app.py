@@ -92,11 +92,12 @@ class Routes:
             for operation, endpoint in endpoints.items()
             if "{" not in operation.path
         }
-        # Starlette answers HEAD wherever it answers GET; bodies are left out by the server.
-        routes = [
-            Route(operation.path, endpoint, methods=[operation.method], name=f"{operation.method} {operation.path}")
-            for operation, endpoint in endpoints.items()
-        ]
+        of_path: dict[str, dict[str, Endpoint]] = {}
+        for operation, endpoint in endpoints.items():
+            of_path.setdefault(operation.path, {})[operation.method] = endpoint
+        # One route a path, so that one of another method tells all that are offered there. Starlette answers HEAD
+        # wherever it answers GET; bodies are left out by the server.
+        routes = [Route(path, _by_method(methods), methods=list(methods)) for path, methods in of_path.items()]
         self._router = Router(routes, redirect_slashes=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -107,6 +108,13 @@ class Routes:
             return
         response = await endpoint(Request(scope, receive, send))
         await response(scope, receive, send)
+
+
+def _by_method(endpoints: Mapping[str, Endpoint]) -> Endpoint:
+    async def endpoint(request: Request) -> Response:
+        return await endpoints["GET" if request.method == "HEAD" else request.method](request)
+
+    return endpoint
 
 
 class Edge:
@@ -143,23 +151,24 @@ class Edge:
             await send(message)
 
         try:
-            error = await self._run(scope, receive, told)
-            if error is not None and not status:
-                await self._refused(refusal_of(error), scope)(scope, receive, told)
+            refusal = await self._run(scope, receive, told)
+            if refusal is not None and not status:
+                await self._refused(refusal, scope)(scope, receive, told)
+        except ClientGoneError:
+            status = _GONE  # Also where an answer had begun.
         finally:
             self._count(scope, request_id, status or _GONE, time.perf_counter() - started)
 
-    async def _run(self, scope: Scope, receive: Receive, send: Send) -> Exception | None:
-        """Run the routes; what they raise before an answer began is told to the client."""
+    async def _run(self, scope: Scope, receive: Receive, send: Send) -> Refusal | None:
+        """Run the routes; what they raise before an answer began is told to the client, if that is still there."""
         try:
             await self._app(scope, receive, send)
         except ClientGoneError:
-            return None
+            raise
         except HTTPException as error:
-            return _of_http(error, scope)
+            return refusal_of(_of_http(error, scope))
         except Exception as error:  # noqa: BLE001 - told to the client, and logged
-            self._service.log_fault(error, scope[_REQUEST_ID])
-            return error
+            return self._service.failed(error, scope[_REQUEST_ID])
         return None
 
     def _count(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
@@ -180,9 +189,9 @@ def _given_id(scope: Scope) -> str | None:
 def _of_http(error: HTTPException, scope: Scope) -> TrunklineError:
     path = scope["path"][:100]
     if error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "")
+        allowed = ", ".join(sorted((error.headers or {}).get("Allow", "").split(", ")))
         return refuse(
-            405, "method_not_allowed", f"{scope['method'][:20]} {path!r}: is not offered; {allowed} is; see /docs",
-            Allow=allowed,
+            405, "method_not_allowed", f"{scope['method'][:20]} {path!r}: is not offered; allowed here: {allowed}; see "
+            "/docs", Allow=allowed,
         )  # fmt: skip
     return refuse(error.status_code, "not_found", f"{path!r}: there is no such path; see /docs for all of them")

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import closing
 from pathlib import Path, PurePosixPath
-from typing import IO, TypeAlias
+from typing import IO, Any, TypeAlias, cast
 
 from trunkline.bundle.manifest import BRANCH_FILES
 from trunkline.server.refusals import refuse
@@ -21,6 +21,10 @@ _Members: TypeAlias = Generator[tuple[str, Callable[[], IO[bytes]]], None, None]
 """Names, and how to open each."""
 _MEMBERS = 16
 """An archive holds four files, and perhaps their folder."""
+_TAR_HEAD_BYTES = 8 * 1024
+"""Of a member, its long names and pax records together; tarfile looks through them in quadratic time."""
+_ZIP_HEAD_BYTES = 128 * 1024
+"""Of the directory, and of the 64 KB that are searched for its place."""
 
 
 async def write_upload(chunks: AsyncIterator[bytes], path: Path) -> Path:
@@ -86,21 +90,67 @@ def _write_members(members: _Members, folder: Path, max_bytes: int) -> None:
                 target.write(chunk)
 
 
+class _Frugal:
+    """A file that gives no more than it is told to: the standard library reads heads whole, however large they say."""
+
+    def __init__(self, file: IO[bytes], most: int | None = None) -> None:
+        self._file = file
+        self.limit(most)
+
+    def limit(self, most: int | None) -> None:
+        """Give so many bytes from now on; None gives all."""
+        self._most = self._left = most
+
+    def read(self, size: int = -1) -> bytes:
+        """As of a file; 422 where it would be more than is given."""
+        if self._left is None:
+            return self._file.read(size)
+        found = self._file.read(self._left + 1 if size < 0 else min(size, self._left + 1))
+        self._left -= len(found)
+        if self._left < 0:
+            raise refuse(
+                422, "damaged_archive", "archive: what it says of its members (names, attributes, comments) has more "
+                f"than the {self._most} bytes that are allowed; pack the four files of the branch without it",
+            )  # fmt: skip
+        return found
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+class _Tar(tarfile.TarFile):
+    """Reads the head of each member within `_TAR_HEAD_BYTES`, whatever it was compressed with."""
+
+    def __init__(self, name: Any, mode: Any, fileobj: IO[bytes], **options: Any) -> None:
+        self._frugal = _Frugal(fileobj)
+        super().__init__(name, mode, cast("IO[bytes]", self._frugal), **options)
+
+    def next(self) -> tarfile.TarInfo | None:
+        self._frugal.limit(_TAR_HEAD_BYTES)
+        try:
+            return super().next()
+        finally:
+            self._frugal.limit(None)
+
+
 def _of_tar(archive: Path) -> _Members:
-    with tarfile.open(archive) as opened:
+    with archive.open("rb") as file, _Tar.open(fileobj=file) as opened:
         for number, member in enumerate(opened):
             _check_count(number)
             if member.isdir():
                 continue
             if not member.isreg():
                 raise _link(member.name)
-            file = opened.extractfile(member)
-            if file is not None:
-                yield member.name, lambda file=file: file  # type: ignore[misc]
+            content = opened.extractfile(member)
+            if content is not None:
+                yield member.name, lambda content=content: content  # type: ignore[misc]
 
 
 def _of_zip(archive: Path) -> _Members:
-    with zipfile.ZipFile(archive) as opened:
+    with archive.open("rb") as file:
+        frugal = _Frugal(file, _ZIP_HEAD_BYTES)
+        opened = zipfile.ZipFile(cast("IO[bytes]", frugal))
+        frugal.limit(None)
         for number, member in enumerate(opened.infolist()):
             _check_count(number)
             if member.is_dir():

@@ -15,11 +15,13 @@ SEND_BYTES = 128 * 1024
 class ImpatientProtocol(HttpToolsProtocol):
     """Ends a connection whose request head takes longer than ``read_s``, or grows beyond `MAX_HEAD_BYTES`.
 
+    What comes behind the last chunk of a body (trailers) has the same limit, but for what came along with that chunk.
     One whose client reads less than `SEND_BYTES` of its answer in that time is dropped, with what the answer holds.
     """
 
     read_s = 10.0
     _in_head = True
+    _in_trailer = False
     _head_bytes = 0
     _head_timer: asyncio.TimerHandle | None = None
     _unread_timer: asyncio.TimerHandle | None = None
@@ -53,7 +55,13 @@ class ImpatientProtocol(HttpToolsProtocol):
             if self._head_bytes > MAX_HEAD_BYTES and b"\r\n\r\n" not in data:
                 self.send_400_response("Request head is too large.")
                 return
+        was_in_trailer = self._in_trailer
         super().data_received(data)
+        if was_in_trailer and self._in_trailer:  # The parser tells of a line at its end alone, and keeps it until then.
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self.transport.abort()
+                return
         # Bytes that begin no request, or the rest of one that was answered early: uvicorn waits for more without end.
         cycle: RequestResponseCycle | None = self.cycle
         if self._head_timer is None and (cycle is None or cycle.response_complete):
@@ -69,20 +77,25 @@ class ImpatientProtocol(HttpToolsProtocol):
         """Take a header; those behind a body (trailers) are not wanted, and must not fill memory."""
         if self._in_head:
             super().on_header(name, value)
-            return
-        self._head_bytes += len(name) + len(value) + len(b": \r\n")
-        if self._head_bytes > MAX_HEAD_BYTES:
-            self.transport.abort()
 
     def on_headers_complete(self) -> None:
         """The head is whole; what comes now is the body, which its reader times."""
         self._head_arrived()
         super().on_headers_complete()
 
+    def on_chunk_header(self) -> None:
+        """Nothing comes of the last chunk, so that this may be where trailers begin."""
+        self._in_trailer, self._head_bytes = True, 0
+
+    def on_body(self, body: bytes) -> None:
+        """It was not the last chunk."""
+        self._in_trailer = False
+        super().on_body(body)
+
     def on_message_complete(self) -> None:
         """What comes next is another head."""
         super().on_message_complete()
-        self._in_head, self._head_bytes = True, 0
+        self._in_head, self._in_trailer, self._head_bytes = True, False, 0
 
     def _wait_for_head(self) -> None:
         self._in_head, self._head_bytes = True, 0

@@ -137,6 +137,9 @@ class Deployment:
                 registered_by=version.who,
                 label_schema_version=version.entry.label_schema_version,
                 dev_metric=version.entry.dev_metric,
+                exit_layer=version.entry.exit_layer,
+                own_layers=version.entry.own_layers,
+                rollback=state.former[-1:] == (digest,),
             )
             for digest, version in state.versions.items()
         ]

@@ -16,7 +16,7 @@ from trunkline.server.keys import Caller
 from trunkline.server.oip import Asking, Inference, Inferred
 from trunkline.server.oip_tensors import Given, TensorForm, inputs_of, outputs_of
 from trunkline.server.operation import Needs, Service, request_id_of, require
-from trunkline.server.refusals import Refusal, refusal_of, refuse
+from trunkline.server.refusals import Refusal, refuse
 
 SERVICE = "inference.GRPCInferenceService"
 _HEAD_BYTES = 64 * 1024
@@ -112,8 +112,7 @@ def _handler(
             status = 499
             raise
         except Exception as error:  # noqa: BLE001 - told to the client, and logged
-            service.log_fault(error, request_id)
-            refusal = refusal_of(error)
+            refusal = service.failed(error, request_id)
             status = refusal.status
             await _refuse(context, refusal, request_id)
         else:

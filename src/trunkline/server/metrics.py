@@ -118,7 +118,7 @@ class Metrics:
         self._seconds[route].observe(seconds)
 
     def refused(self, code: str) -> None:
-        """Count a refusal of the queue."""
+        """Count a request that found no room."""
         self._refused[code] = self._refused.get(code, 0) + 1
 
     def changed(self, action: str) -> None:

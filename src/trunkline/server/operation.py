@@ -53,10 +53,14 @@ class Service:
                 },
             )
 
-    def log_fault(self, error: BaseException, request_id: str) -> None:
-        """Log an error that is the server's own; what was refused on purpose is told to the client alone."""
-        if refusal_of(error).status == 500:
+    def failed(self, error: BaseException, request_id: str) -> Refusal:
+        """What a client is told about an error; it is counted where there was no room, logged where it is a fault."""
+        refusal = refusal_of(error)
+        if refusal.status == 429:
+            self.metrics.refused(refusal.code)
+        if refusal.status == 500:
             self.log.error("request failed", exc_info=error, extra={"request_id": request_id})
+        return refusal
 
     def record(self, action: str, change: Change, *, who: str, request_id: str) -> None:
         """Count and log a change of tasks."""

@@ -37,7 +37,7 @@ TASK = {
 }  # fmt: skip
 STORED = {
     "version": VERSION, "state": "active", "registered_at": "2026-01-01T00:00:00Z", "registered_by": "me",
-    "label_schema_version": 1, "dev_metric": None,
+    "label_schema_version": 1, "dev_metric": None, "exit_layer": 3, "own_layers": 1, "rollback": False,
 }  # fmt: skip
 ENTRY = {
     "seq": 1, "at": "2026-01-01T00:00:00Z", "who": "me", "action": "register", "task": "intent", "version": VERSION,
@@ -117,6 +117,11 @@ def test_tasks_and_one_task(face: Face) -> None:
     assert isinstance(one, TaskInfo)
     assert face.task("intent") == one
     assert [request.url.path for request in server.asked] == ["/v1/tasks", "/v1/tasks/intent"]
+
+
+def test_tasks_that_rest_are_told_by_name(face: Face) -> None:
+    face.open(Server(json({"tasks": [TASK], "resting": ["mood"]}), json({"tasks": [TASK]})))
+    assert [face.resting_tasks(), face.resting_tasks()] == [["mood"], []]
 
 
 def test_ready_is_false_while_the_server_says_so_and_is_not_asked_again(face: Face) -> None:

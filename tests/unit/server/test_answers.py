@@ -212,10 +212,29 @@ def test_a_bundle_has_no_versions(path: Path) -> None:
     assert (answer.status_code, answer.json()["error"]["code"]) == (409, "not_a_registry")
 
 
-def test_unknown_paths_and_methods_are_refused_in_the_same_form(service: Service) -> None:
+def test_an_unknown_path_is_refused_in_the_same_form(service: Service) -> None:
     assert ask(service, "GET", "/v1/nothing").json()["error"]["code"] == "not_found"
-    answer = ask(service, "PUT", "/v1/analyze")
-    assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+
+
+@pytest.mark.parametrize(
+    ("where", "methods"),
+    [
+        ("/v1/analyze", "POST"),
+        ("/v1/tasks/intent", "DELETE, GET, HEAD"),
+        ("/v1/tasks/intent/versions", "GET, HEAD, POST"),
+        ("/v1/tasks/intent/versions/12345678", "DELETE"),
+        ("/openapi.json", "GET, HEAD"),
+    ],
+)
+def test_a_method_that_is_not_offered_is_told_all_that_are(service: Service, where: str, methods: str) -> None:
+    answer = ask(service, "PUT", where)
+    assert (answer.status_code, answer.headers["allow"]) == (405, methods)
+    assert f"allowed here: {methods};" in answer.json()["error"]["message"]
+
+
+def test_the_head_of_an_answer_is_given_alone(service: Service) -> None:
+    assert ask(service, "HEAD", "/v1/tasks/intent").status_code == 200
+    assert ask(service, "HEAD", "/v1/analyze").status_code == 405
 
 
 def test_health_metrics_and_docs_are_there(service: Service) -> None:

@@ -14,6 +14,7 @@ from trunkline.server.connections import MAX_HEAD_BYTES, protocol_of
 
 READ_S = 0.2
 LARGE = 8 * 2**20
+CHUNKED = b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 class Answering:
@@ -38,9 +39,9 @@ async def connected(app: ASGIApp) -> AsyncIterator[socket.socket]:
     config.load()
     loop, protocol = asyncio.get_running_loop(), protocol_of(READ_S)
     server = await loop.create_server(
-        lambda: protocol(config=config, server_state=ServerState(), app_state={}),
+        lambda: protocol(config=config, server_state=ServerState(), app_state={}),  # type: ignore[call-arg]
         "127.0.0.1",
-        0,  # type: ignore[call-arg]
+        0,
     )
     async with server:
         with socket.socket() as client:
@@ -106,13 +107,43 @@ def test_a_head_that_is_too_large_is_refused() -> None:
     asyncio.run(run())
 
 
-def test_headers_behind_a_body_do_not_fill_memory() -> None:
+@pytest.mark.parametrize(
+    ("begun", "more"), [(b"", b"a: b\r\n"), (b"", b"a"), (b"a: ", b"b")], ids=["lines", "a name", "a value"]
+)
+def test_what_comes_behind_a_body_does_not_fill_memory(begun: bytes, more: bytes) -> None:
     async def run() -> None:
         async with connected(Answering()) as client:
-            await tell(client, b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n")
+            await tell(client, CHUNKED + b"0\r\n" + begun)
             with suppress(ConnectionResetError, BrokenPipeError):
-                await tell(client, b"a: b\r\n" * MAX_HEAD_BYTES)
+                for _ in range(16):
+                    await tell(client, more * MAX_HEAD_BYTES)
                 await said(client)  # Waits in vain where the connection is kept.
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("pause", [0.0, READ_S / 20])
+def test_a_large_chunked_body_may_have_trailers(pause: float) -> None:
+    sizes = list[int]()
+
+    async def read(_scope: Scope, receive: Receive, send: Send) -> None:
+        more = True
+        while more:
+            message = await receive()
+            sizes.append(len(message["body"]))
+            more = message["more_body"]
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"connection", b"close")]})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def run() -> None:
+        chunk = b"x" * 2 * MAX_HEAD_BYTES
+        async with connected(read) as client:
+            size = b"%x\r\n" % len(chunk)
+            for piece in (CHUNKED, size, chunk, b"\r\n" + size, chunk, b"\r\n0\r\nSum: 1\r\n\r\n"):
+                await tell(client, piece)
+                await asyncio.sleep(pause)
+            assert (await said(client)).startswith(b"HTTP/1.1 200")
+        assert sum(sizes) == 2 * len(chunk)
 
     asyncio.run(run())
 
