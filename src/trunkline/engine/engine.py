@@ -30,8 +30,8 @@ from trunkline.model.score import Answer
 LIMITS = Limits(batch_tokens=512, batch_rows=128, queued_rows=65_536, queued_tokens=4_194_304)
 EXAMPLES_PER_REQUEST = 512
 """Of `Engine.predict`: so many texts are encoded while as many run."""
-_MANY_BATCHES = 1_000
-"""After so many batches the shapes that they had are those that will come."""
+_MANY_BATCHES = 200
+"""After so many batches it is known which shapes are frequent."""
 _WARM_SHARE = 0.9
 """A new version is warmed on the shapes of so many batches: to prepare for the rest costs more than who meets them
 waits, a few milliseconds."""
