@@ -30,8 +30,15 @@ _ZIP_HEAD_BYTES = 128 * 1024
 async def write_upload(chunks: AsyncIterator[bytes], path: Path) -> Path:
     """Write a body to a file as it comes; errors as of `trunkline.server.bodies.body_chunks`."""
     with path.open("wb") as file:
+        gathered: list[bytes] = []
+        n_bytes = 0
         async for chunk in chunks:
-            await asyncio.to_thread(file.write, chunk)
+            gathered.append(chunk)
+            n_bytes += len(chunk)
+            if n_bytes >= _CHUNK:  # A hop to a thread for each packet would cost more than the writing.
+                await asyncio.to_thread(file.writelines, gathered)
+                gathered, n_bytes = [], 0
+        await asyncio.to_thread(file.writelines, gathered)
     return path
 
 

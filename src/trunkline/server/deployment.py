@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from trunkline.bundle.registry import Registry
 from trunkline.bundle.store import Bundle
@@ -28,6 +29,7 @@ from trunkline.server.refusals import refuse
 from trunkline.server.settings import Settings
 from trunkline.wire import CanaryInfo, Change, HistoryEntry, TaskInfo, VersionInfo, VersionState
 
+ResultT = TypeVar("ResultT")
 _LOW_PRIORITY = 10
 _PARTS = 10_000
 
@@ -76,6 +78,7 @@ class Deployment:
         self._registry = source if isinstance(source, Registry) else None
         self._settings = settings
         self._changes = ThreadPoolExecutor(1, thread_name_prefix="trunkline-changes", initializer=_step_back)
+        self._aside = ThreadPoolExecutor(1, thread_name_prefix="trunkline-aside", initializer=_step_back)
         self._lock = threading.Lock()
         self.routes = Routes(engine.snapshot)
         self._followed = -1
@@ -90,6 +93,11 @@ class Deployment:
     def close(self) -> None:
         """Finish the change that runs and take no other."""
         self._changes.shutdown()
+        self._aside.shutdown()
+
+    async def aside(self, work: Callable[[], ResultT]) -> ResultT:
+        """Prepare a change in a thread that lets requests go first, and other changes too."""
+        return await asyncio.get_running_loop().run_in_executor(self._aside, work)
 
     def task(self, name: str) -> TaskInfo:
         """One task as it is served.
