@@ -101,13 +101,14 @@ class Entry:
         )
 
 
-# NLI, duplicates and question-answer pairs were in this backbone's own tuning; they have one seed.
+# One seed: further ones once all tasks have it. NLI, duplicates and question-answer pairs were in this backbone's own
+# tuning.
 STUDY: tuple[Entry, ...] = (
     Entry("sst2", "accuracy", (2, 4, 8), (0,), MORE_TRAIN_ROWS, form="text"),
-    Entry("cola", "matthews", LAYERS, (0, 1), MORE_TRAIN_ROWS, form="text"),
-    Entry("stsb", "pearson", LAYERS, (0, 1), kind="regression"),
-    Entry("mrpc", "accuracy", LAYERS, (0, 1)),
-    Entry("rte", "accuracy", LAYERS, (0, 1)),
+    Entry("cola", "matthews", LAYERS, (0,), MORE_TRAIN_ROWS, form="text"),
+    Entry("stsb", "pearson", LAYERS, (0,), kind="regression"),
+    Entry("mrpc", "accuracy", LAYERS, (0,)),
+    Entry("rte", "accuracy", LAYERS, (0,)),
     Entry("qqp", "accuracy", LAYERS, (0,), dev_rows=DEV_ROWS),
     Entry("mnli", "accuracy", LAYERS, (0,), dev_rows=DEV_ROWS),
     Entry("qnli", "accuracy", LAYERS, (0,), dev_rows=DEV_ROWS),
