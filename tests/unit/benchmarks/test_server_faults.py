@@ -175,6 +175,7 @@ def test_tables_and_pictures_say_what_was_measured(tmp_path: Path) -> None:
         {"requests": 20_000, "unexpected_5xx": 0, "memory_growth_share": 0.02, "tracebacks": 0,
         "same_answers_after": 1},
         n_tracebacks_in_log=0, flipped_bytes={"n": 32, "not_refused": []}, flipped_starts={"n": 6, "not_refused": []},
+        megabytes=[500.0, 550.0, 561.0],
         statuses={"400": 10, "none": 2},
     )  # fmt: skip
     stretch = {"changing": False, "p99_ms": 10.0}
@@ -187,6 +188,7 @@ def test_tables_and_pictures_say_what_was_measured(tmp_path: Path) -> None:
     for module, result, words in (
         (server_kills, kills, "| **lost** | **0** | to be 0 |"),
         (server_hostile, hostile, "| memory growth (PSS) | 2.0% | at most 5% |"),
+        (server_hostile, hostile, "500 MB, 550 MB, 561 MB"),
         (server_swaps, swaps, "| ratio of the two | 1.05 | at most 1.15 |"),
     ):
         assert words in module.markdown_table(result)
