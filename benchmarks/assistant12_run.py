@@ -172,7 +172,7 @@ def _retaught(each: Set, report: SearchReport, runs: Path) -> list[RunRecord]:
               for stage in ("teacher", "student")}  # fmt: skip
     if max(finals["student"], default=-math.inf) >= max(finals["teacher"]):
         return []
-    lengths = (report.teacher.own_layers, min(report.teacher.own_layers + 1, N_LAYERS))
+    lengths = (report.teacher.own_layers, report.teacher.own_layers + 1)
     request = TrainRequest(layers=lengths, full=True, label_teacher="full", student_layers=lengths)
     task = msgspec.structs.replace(each.task(), pooling=report.teacher.pooling)
     known = {tried.run_id for tried in report.tried}

@@ -157,8 +157,8 @@ def n_dev_rows(task: str) -> int:
     """Rows of a GLUE task's dev part that its runs are measured on."""
     with gzip.open(DATA / f"glue_{task}" / "dev.jsonl.gz") as file:
         n_rows = sum(1 for _ in file)
-    sample = next((entry.dev_rows for entry in STUDY if entry.name == task), None)
-    return n_rows if sample is None else min(sample, n_rows)
+    sampled = next((entry.dev_rows for entry in STUDY if entry.name == task), None)
+    return min(n_rows, sampled or n_rows)
 
 
 def report(path: Path) -> None:

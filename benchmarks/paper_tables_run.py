@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
-import numpy as np
 import platformdirs
 from filelock import FileLock
 
 from benchmarks.fetch_mpnet import FOLDER as MPNET
 from benchmarks.harness import DATA, RESULTS
+from trunkline.bundle.files import swap_file
 from trunkline.core.specs import DataSpec, InputForm, Kind, Metric, TaskSpec
+from trunkline.data.split import sample_indices
 from trunkline.model.backbone import load_backbone
 from trunkline.train.bench import Workbench
 from trunkline.train.cache import ActivationCache
@@ -117,13 +118,11 @@ STUDY: tuple[Entry, ...] = (
 
 def _sampled(dev: Path, name: str, n_rows: int) -> Path:
     path = FOLDER / f"{name}.dev.{n_rows}.jsonl"
-    with gzip.open(dev, "rt", encoding="utf-8") as file:
+    with gzip.open(dev) as file:
         lines = file.readlines()
-    kept = np.sort(np.random.default_rng(0).permutation(len(lines))[:n_rows])
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}")
-    part.write_text("".join(lines[index] for index in kept), encoding="utf-8")
-    return part.replace(path)
+    swap_file(path, b"".join(lines[index] for index in sample_indices(len(lines), n_rows)))
+    return path
 
 
 class KeepRecords:
@@ -166,7 +165,7 @@ def keep_records(ledger: Ledger) -> None:
 
 
 def main() -> None:
-    """Run what is open: the first seed of every task, its students at further exits, then the other seeds."""
+    """Run what is open: the first seed of every task with its students at further exits, then the next seed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, help="begin no run after so many minutes")
     minutes = parser.parse_args().minutes
@@ -185,7 +184,7 @@ def main() -> None:
             ledger.append(record)
     width = backbone.config.width
     tasks = [(entry, entry.task()) for entry in STUDY]
-    for n_seeds in (1, max(len(entry.seeds) for entry in STUDY)):
+    for n_seeds in range(1, 1 + max(len(entry.seeds) for entry in STUDY)):
         asked = [
             (task, msgspec.structs.replace(ask(entry, width), seeds=entry.seeds[:n_seeds]))
             for entry, task in tasks

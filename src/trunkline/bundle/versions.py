@@ -79,6 +79,11 @@ class TaskState:
     canary: Canary | None = None
     former: tuple[str, ...] = ()
 
+    @property
+    def rollback_target(self) -> str | None:
+        """The version that `rollback` goes back to; None where no version was active before."""
+        return self.former[-1] if self.former else None
+
 
 @dataclass(frozen=True, slots=True)
 class RegistryState:
@@ -132,13 +137,13 @@ class RegistryState:
             UnknownNameError: There is no such task.
             RegistryError: No version was active before the present one.
         """
-        former = self.task(task).former
-        if not former:
+        target = self.task(task).rollback_target
+        if target is None:
             raise RegistryError(
                 f"task {task!r}: no version was active before the present one; rollback goes back to such a one; "
                 "activate the version that you want"
             )
-        return former[-1]
+        return target
 
     def manifest(self, versions: Mapping[str, str] | None = None) -> Manifest:
         """What a bundle of some versions would hold; its files lie in the registry.
@@ -289,7 +294,7 @@ def _canaried(present: TaskState, entry: Entry) -> TaskState:
 
 def _rolled_back(present: TaskState, entry: Entry) -> TaskState:
     version = _known(present, entry)
-    if not present.former or present.former[-1] != version:
+    if present.rollback_target != version:
         raise RegistryError(
             f"task {entry.task!r}: version {short(version)} is not the one that was active before the present one; "
             "rollback goes back to that one alone; activate the version that you want"

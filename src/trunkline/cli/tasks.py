@@ -191,7 +191,7 @@ def _use(present: TaskState, digest: str) -> str:
         return "active"
     if present.canary is not None and digest == present.canary.version:
         return f"canary {present.canary.percent:g}%"
-    return "rollback goes here" if present.former[-1:] == (digest,) else ""
+    return "rollback goes here" if digest == present.rollback_target else ""
 
 
 def _row_of(task: str, version: VersionInfo, canary: CanaryInfo | None) -> Row:

@@ -53,8 +53,9 @@ class Shapes:
 
 
 def _most(counts: Counter[tuple[int, int]], share: float) -> Counter[tuple[int, int]]:
-    left, kept = share * counts.total(), Counter[tuple[int, int]]()
-    for shape, count in counts.copy().most_common():
+    seen = counts.copy()  # The engine's thread goes on counting.
+    left, kept = share * seen.total(), Counter[tuple[int, int]]()
+    for shape, count in seen.most_common():
         if left <= 0:
             break
         kept[shape] = count

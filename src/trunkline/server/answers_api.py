@@ -36,12 +36,10 @@ async def analyze(asked: Asked) -> Response:
     question = question_of(body, asked)
     snapshot = asked.service.deployment.routes.snapshot_for(body.key or asked.request_id)
     writer = _writer(asked.request.headers.get("accept", ""))
-    if writer is not None:
-        answers = asked.service.analyzer.stream(question, snapshot)
-        async with while_there(asked.request):
-            started = await _started(answers)
-        return StreamResponse(started, asked, writer)
     async with while_there(asked.request):
+        if writer is not None:
+            answers = asked.service.analyzer.stream(question, snapshot)
+            return StreamResponse(await _started(answers), asked, writer)
         answers_now = await asked.service.analyzer.all_answers(question, snapshot)
     results: list[dict[str, Answer]] = [{} for _ in question.examples]
     for answer in answers_now:

@@ -147,7 +147,7 @@ class Deployment:
                 dev_metric=version.entry.dev_metric,
                 exit_layer=version.entry.exit_layer,
                 own_layers=version.entry.own_layers,
-                rollback=state.former[-1:] == (digest,),
+                rollback=digest == state.rollback_target,
             )
             for digest, version in state.versions.items()
         ]
@@ -221,9 +221,9 @@ class Deployment:
         """Let the version answer that answered before; errors as of `Registry.rollback`."""
 
         def change(registry: Registry) -> None:
-            former = known_task(task, registry.state.tasks).former
-            if former:
-                self._load(registry.bundle({task: former[-1]}))
+            target = known_task(task, registry.state.tasks).rollback_target
+            if target is not None:
+                self._load(registry.bundle({task: target}))
             registry.rollback(task, who=who, why=why)
 
         return await self._change(task, change)
@@ -366,7 +366,7 @@ def _part(task: str, key: str) -> float:
 
 
 def _next_version(state: TaskState) -> str:
-    return state.former[-1] if state.former else list(state.versions)[-1]
+    return state.rollback_target or list(state.versions)[-1]
 
 
 def _state_of(digest: str, state: TaskState, *, ready: bool) -> VersionState:
