@@ -1,14 +1,17 @@
 """`server-swaps`: tasks change under load: nothing fails, nobody gets a version that was not in place, nobody waits."""
 
 import gc
+import multiprocessing
 import random
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -94,12 +97,13 @@ def measure(*, quick: bool, out: Path) -> Measured:  # noqa: ARG001 - every benc
             requests = bodies_of(server, asked)
             peak = peak_of(server, requests, size.peak_s)
             print(f"{len(asked)} texts, peak {peak:.0f} requests a second", flush=True)
-            changer = Changer(server, list(before[0]), random.Random(SEED))
+            changer = Changer(server.url, server.headers, list(before[0]), random.Random(SEED))
             # A second version of each task, so that there is something to change to; it is not counted.
-            changer.run(["upload"] * n_tasks, versions[:n_tasks][::-1], 0.0)
-            changer.made.clear()
+            changer.run(["upload"] * n_tasks, versions[:n_tasks], 0.0).made.clear()
             with _no_collections():
-                stretches = _stretches(server, requests, changer, versions[n_tasks:], size, SHARE_OF_PEAK * peak)
+                changer, stretches = _stretches(
+                    server, requests, changer, versions[n_tasks:], size, SHARE_OF_PEAK * peak
+                )
             memory = server.pss_megabytes()
         entries = [msgspec.to_builtins(each) for each in Registry.open(path).history()]
     start = {task: frozenset({seen.version}) for task, seen in before[0].items()}
@@ -156,24 +160,29 @@ def _no_collections() -> Iterator[None]:
 
 def _stretches(
     server: Served, requests: list[bytes], changer: Changer, versions: list[Path], size: Size, rate: float
-) -> list[Stretch]:
+) -> tuple[Changer, list[Stretch]]:
+    """In turns; changes come from a process of their own, so that requests are sent, and answers timed, as without."""
     kinds = shuffled_kinds(size.n_changes, size.n_uploads, changer.rng)
     rng, found = random.Random(SEED), []
     rng.shuffle(versions)
-    with OpenLoop(server, requests, rate, seed=SEED):
-        time.sleep(min(5.0, size.round_s / 3))
-    each = size.n_changes // size.n_rounds
-    for number in range(size.n_rounds):
-        for changing in (False, True) if number % 2 == 0 else (True, False):
-            with OpenLoop(server, requests, rate, seed=SEED + number) as loop:
-                if changing:
-                    changer.run(kinds[number * each : (number + 1) * each], versions, size.round_s)
-                else:
-                    time.sleep(size.quiet_s)
-            found.append(Stretch(changing, loop.answered, loop.latest_start_s))
-            p50, p99 = found[-1].p_ms(50), found[-1].p_ms(99)
-            print(f"{'changes' if changing else 'quiet'}: P50 {p50:.1f} ms, P99 {p99:.1f} ms", flush=True)
-    return found
+    each, left = size.n_changes // size.n_rounds, iter(versions)
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as other:
+        with OpenLoop(server, requests, rate, seed=SEED):
+            changer = other.submit(changer.run, [], [], 0.0).result()  # It is there before anything is measured.
+            time.sleep(min(5.0, size.round_s / 3))
+        for number in range(size.n_rounds):
+            for changing in (False, True) if number % 2 == 0 else (True, False):
+                wanted = kinds[number * each : (number + 1) * each]
+                archives = list(islice(left, wanted.count("upload"))) if changing else []
+                with OpenLoop(server, requests, rate, seed=SEED + number) as loop:
+                    if changing:
+                        changer = other.submit(changer.run, wanted, archives, size.round_s).result()
+                    else:
+                        time.sleep(size.quiet_s)
+                found.append(Stretch(changing, loop.answered, loop.latest_start_s))
+                p50, p99 = found[-1].p_ms(50), found[-1].p_ms(99)
+                print(f"{'changes' if changing else 'quiet'}: P50 {p50:.1f} ms, P99 {p99:.1f} ms", flush=True)
+    return changer, found
 
 
 def changes_by_kind(changer: Changer) -> dict[str, Any]:

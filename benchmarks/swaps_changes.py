@@ -1,20 +1,22 @@
 """Changes of a served registry at a steady rate: new versions uploaded; activate, canary, rollback among ready ones."""
 
 import random
+import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx
 import numpy as np
 
 from benchmarks.engine_swaps import write_shifted
-from benchmarks.served import Served
 from benchmarks.uploads import TAR, branch_files_of, tar_of
 from trunkline.bundle.store import open_bundle
 
 WHY = {"why": "a change under load"}
+_CHUNK = 1 << 20
 SMALLEST_SHIFT, LARGEST_SHIFT = 0.002, 0.02
 """A new version has other biases in its head, by so much: its probabilities differ by a fourth of that at most."""
 
@@ -40,40 +42,42 @@ class Made:
 
 @dataclass(slots=True)
 class Changer:
-    """Makes changes; the tasks take turns.
+    """Makes changes; the tasks take turns. It can be sent to another process and back.
 
     Attributes:
-        server: Whose.
+        url: Of the server whose versions change.
+        headers: That name an administrator.
         tasks: Whose versions change, in turn.
         rng: Chooses.
         made: Every change.
     """
 
-    server: Served
+    url: str
+    headers: dict[str, str]
     tasks: list[str]
     rng: random.Random
     made: list[Made] = field(default_factory=list)
     _n_turns: int = 0
 
-    def run(self, kinds: list[str], archives: list[Path], seconds: float) -> None:
+    def run(self, kinds: list[str], archives: list[Path], seconds: float) -> Self:
         """Make changes, equally far apart; one that is late begins at once.
 
         Args:
             kinds: Of changes, in order.
-            archives: Folders of branches, one for each upload; taken from the end.
+            archives: Of branches, as `make_versions` gives them, one for each upload.
             seconds: In all.
         """
-        began = time.time()
-        with httpx.Client(base_url=self.server.url, headers=self.server.headers, timeout=120) as client:
+        began, left = time.time(), iter(archives)
+        with httpx.Client(base_url=self.url, headers=self.headers, timeout=120) as client:
             for number, kind in enumerate(kinds):
                 time.sleep(max(0.0, began + seconds * number / len(kinds) - time.time()))
-                self.made.append(
-                    self._upload(client, archives.pop()) if kind == "upload" else self._change(client, kind)
-                )
+                self.made.append(self._upload(client, next(left)) if kind == "upload" else self._change(client, kind))
+        return self
 
-    def _upload(self, client: httpx.Client, folder: Path) -> Made:
-        content, task = tar_of(branch_files_of(folder)), folder.name.partition("-")[0]
-        return _made("upload", client, "POST", f"/v1/tasks/{task}/versions", params=WHY, content=content, headers=TAR)
+    def _upload(self, client: httpx.Client, archive: Path) -> Made:
+        task, headers = archive.name.partition("-")[0], {**TAR, "Content-Length": str(archive.stat().st_size)}
+        at = f"/v1/tasks/{task}/versions"
+        return _made("upload", client, "POST", at, params=WHY, content=_chunks(archive), headers=headers)
 
     def _change(self, client: httpx.Client, wanted: str) -> Made:
         """One that is possible: the wanted kind where the task has a version for it."""
@@ -103,14 +107,22 @@ def shuffled_kinds(n: int, n_uploads: int, rng: random.Random) -> list[str]:
 
 
 def make_versions(bundle_path: Path, folder: Path, n: int) -> list[Path]:
-    """Folders of ``n`` branches that differ from those of a bundle, named by their tasks, which take turns."""
+    """Archives of ``n`` branches that differ from those of a bundle, named by their tasks, which take turns."""
     bundle = open_bundle(bundle_path)
-    tasks, folders = list(bundle.manifest.tasks), []
+    tasks, archives, written = list(bundle.manifest.tasks), [], folder / "branch"
     for number, amount in enumerate(np.linspace(SMALLEST_SHIFT, LARGEST_SHIFT, n)):
         task = tasks[number % len(tasks)]
-        folders.append(folder / f"{task}-{number}")
-        write_shifted(folders[-1], bundle.branch(task), float(amount))
-    return folders
+        write_shifted(written, bundle.branch(task), float(amount))
+        archives.append(folder / f"{task}-{number}.tar")
+        archives[-1].write_bytes(tar_of(branch_files_of(written)))
+        shutil.rmtree(written)
+    return archives
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            yield chunk
 
 
 def _made(kind: str, client: httpx.Client, method: str, path: str, **content: Any) -> Made:

@@ -57,18 +57,22 @@ def read_inside(root: Path, name: str, *, missing: type[BundleError] = BundleErr
         raise BundleError(f"{subject}: cannot be read ({error}); check that it exists and its permissions") from error
 
 
-def check_digest(content: bytes, expected: str, subject: str) -> None:
-    """Compare bytes with their digest.
+def check_digest(content: bytes, expected: str | None, subject: str) -> str:
+    """Compare bytes with their digest, where it is known.
+
+    Returns:
+        SHA-256 (hex) of the content.
 
     Raises:
         DigestMismatchError: They differ.
     """
     found = sha256_hex(content)
-    if found != expected:
+    if expected not in (None, found):
         raise DigestMismatchError(
             f"{subject}: its {len(content)} bytes have SHA-256 {found}; {expected} was written; "
             "the file was damaged or changed: restore it from a copy"
         )
+    return found
 
 
 @contextmanager
@@ -98,18 +102,13 @@ def staged_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def write_file(path: Path, content: bytes) -> str:
-    """Write a new file and fsync it; its folder is made where it is missing and must be fsynced by the caller.
-
-    Returns:
-        SHA-256 (hex) of the content.
-    """
+def write_file(path: Path, content: bytes) -> None:
+    """Write a new file and fsync it; its folder is made where it is missing and must be fsynced by the caller."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("xb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    return sha256_hex(content)
 
 
 def swap_file(path: Path, content: bytes) -> None:

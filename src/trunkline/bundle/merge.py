@@ -97,7 +97,9 @@ def merge(
     depth = max(branch.spec.exit_layer for branch in branches)
     with staged_folder(out) as staging:
         contents = _trunk_contents(backbone, depth)
-        files = {name: write_file(staging / "trunk" / name, content) for name, content in contents.items()}
+        for name, content in contents.items():
+            write_file(staging / "trunk" / name, content)
+        files = {name: sha256_hex(content) for name, content in contents.items()}
         manifest = Manifest(
             trunkline_version=trunkline.__version__,
             backbone=backbone.name,

@@ -36,6 +36,7 @@ from trunkline.model.config import EncoderConfig
 from trunkline.model.tensors import read_tensors, refuse_non_finite, write_tensors
 
 BRANCH_SCHEMA_VERSION = 1
+_GOLDEN = "golden.json"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -123,11 +124,7 @@ class Bundle:
             TrunkMismatchError: It was trained on another trunk.
             BundleError: A file cannot be decoded, or manifest and branch disagree.
         """
-        entry = self.manifest.tasks.get(task)
-        if entry is None:
-            raise MissingBranchError(
-                f"bundle {str(self.path)!r}: has no task {task!r}; {nearest_hint(task, self.manifest.tasks)}"
-            )
+        entry = self._entry(task)
         name = branch_folder(task, entry.branch)
         branch = read_branch_inside(self.path, name, expected=entry.files)
         said = msgspec.structs.replace(entry, precision="fp32", ranges=None, gate=None)
@@ -138,6 +135,22 @@ class Bundle:
             )
         check_trunk(branch.spec, self.manifest.trunk.chain, f"bundle {str(self.path)!r}")
         return replace(branch, served=read_served(self.path, f"branches/{task}", entry))
+
+    def golden(self, task: str) -> Golden:
+        """Read and verify the golden inputs of one task's branch alone; errors as of `branch`."""
+        entry = self._entry(task)
+        name = f"{branch_folder(task, entry.branch)}/{_GOLDEN}"
+        content = read_inside(self.path, name, missing=MissingBranchError)
+        check_digest(content, entry.files[_GOLDEN], f"{self.path / name}")
+        return _decode(content, Golden, f"{self.path / name}")
+
+    def _entry(self, task: str) -> TaskEntry:
+        entry = self.manifest.tasks.get(task)
+        if entry is None:
+            raise MissingBranchError(
+                f"bundle {str(self.path)!r}: has no task {task!r}; {nearest_hint(task, self.manifest.tasks)}"
+            )
+        return entry
 
 
 def branch_folder(task: str, digest: str) -> str:
@@ -223,10 +236,12 @@ def write_branch(folder: Path, spec: BranchSpec, tensors: Mapping[str, np.ndarra
         "README.md": model_card(spec, n_parameters=sum(tensor.size for tensor in tensors.values())).encode(),
         "branch.json": encode_spec(spec),
         "branch.safetensors": write_tensors(tensors),
-        "golden.json": encode_spec(golden),
+        _GOLDEN: encode_spec(golden),
     }
     with staged_folder(folder) as staging:
-        return files_digest({name: write_file(staging / name, content) for name, content in contents.items()})
+        for name, content in contents.items():
+            write_file(staging / name, content)
+    return files_digest({name: sha256_hex(content) for name, content in contents.items()})
 
 
 def read_branch(folder: Path) -> StoredBranch:
@@ -251,13 +266,13 @@ def read_branch_inside(root: Path, name: str, *, expected: Mapping[str, str]) ->
     Errors as of `read_branch`, and `DigestMismatchError` where a file's SHA-256 is another than the ``expected`` one.
     """
     contents = {file: read_inside(root, f"{name}/{file}", missing=MissingBranchError) for file in BRANCH_FILES}
-    for file, digest in expected.items():
-        check_digest(contents[file], digest, f"{root / name / file}")
-    files = {file: sha256_hex(content) for file, content in contents.items()}
+    files = {
+        file: check_digest(content, expected.get(file), f"{root / name / file}") for file, content in contents.items()
+    }
     subject = f"branch {str(root / name)!r}"
     spec = _branch_spec(contents["branch.json"], subject)
     tensors = _decode_tensors(contents["branch.safetensors"], subject)
-    golden = _decode(contents["golden.json"], Golden, f"{subject}: golden.json")
+    golden = _decode(contents[_GOLDEN], Golden, f"{subject}: {_GOLDEN}")
     _check_golden(golden, spec, subject)
     return StoredBranch(spec=spec, tensors=tensors, golden=golden, digest=files_digest(files), files=files)
 

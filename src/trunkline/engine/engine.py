@@ -180,16 +180,20 @@ class Engine:
             # The loop's thread may be in the middle of these programs; twins compute in memory of their own.
             trunk = after.trunk.twin()
             for state, branch in new:
-                stored = state.branch(branch.spec.task)
-                replay(stored, branch, trunk, self.backend, before_each=self._let_requests_first)
+                golden = state.golden(branch.spec.task)
+                replay(golden, branch, trunk, self.backend, before_each=self.let_requests_first)
             if set(after.trunk.segments) <= set(before.trunk.segments):
                 trunk = trunk.without_layers()  # They are warm; branches are warmed on what the embeddings give.
             branches = [branch for _, branch in new]
             # Whoever is busy does not need what never comes; the rest is prepared for when it does.
             met = self._runner.met.most(_WARM_SHARE) if self._runner.met.n_batches >= _MANY_BATCHES else None
-            warm(self.backend, trunk, branches, self._limits, met=met, before_each=self._let_requests_first)
+            warm(self.backend, trunk, branches, self._limits, met=met, before_each=self.let_requests_first)
             self.backend.settle()
         return after
+
+    def let_requests_first(self) -> None:
+        """Wait for an idle moment, though not for long: call it before each piece of work on a new version."""
+        self.loop.give_way(_PATIENCE_S)
 
     def switch(self, snapshot: Snapshot) -> None:
         """The second half: answer with a snapshot that `prepare` gave."""
@@ -329,9 +333,6 @@ class Engine:
         finally:
             for _, parts in running:
                 parts.close()
-
-    def _let_requests_first(self) -> None:
-        self.loop.give_way(_PATIENCE_S)
 
     def _deadline(self, timeout_s: float | None) -> float | None:
         return None if timeout_s is None else self.loop.clock() + timeout_s

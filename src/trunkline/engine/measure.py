@@ -81,7 +81,14 @@ def measure_costs(
     )
 
 
-def branch_seconds(branch: LoadedBranch, trunk: LoadedTrunk, backend: Backend, *, repeats: int = 5) -> float:
+def branch_seconds(
+    branch: LoadedBranch,
+    trunk: LoadedTrunk,
+    backend: Backend,
+    *,
+    repeats: int = 3,
+    before_each: Callable[[], None] = lambda: None,
+) -> float:
     """How long a text of the branch's greatest length takes from the embeddings to its answer, trunk included.
 
     Args:
@@ -89,10 +96,11 @@ def branch_seconds(branch: LoadedBranch, trunk: LoadedTrunk, backend: Backend, *
         trunk: Under it; used by this thread alone (see `LoadedTrunk.twin`).
         backend: Compiled them.
         repeats: How often it is run; the median counts.
+        before_each: Is called before each run, and may let others go first; it is not timed.
     """
     n_tokens = min(branch.spec.max_length, trunk.config.max_tokens)
     run = _pass(Runner(backend), trunk, [made_up_row(n_tokens, token=trunk.tokenizer.pad_id)], (branch,))
-    return _alternate({"": run}, repeats)[""]
+    return _alternate({"": run}, repeats, before_each)[""]
 
 
 def _check(backbone: Backbone, *, n_rows: int, n_tokens: int, repeats: int) -> None:
@@ -106,10 +114,13 @@ def _check(backbone: Backbone, *, n_rows: int, n_tokens: int, repeats: int) -> N
         )
 
 
-def _alternate(passes: Mapping[str, Callable[[], None]], repeats: int) -> dict[str, float]:
+def _alternate(
+    passes: Mapping[str, Callable[[], None]], repeats: int, before_each: Callable[[], None] = lambda: None
+) -> dict[str, float]:
     seconds: dict[str, list[float]] = {name: [] for name in passes}
     for number in range(repeats + 2):
         for name, run in passes.items():
+            before_each()
             started = time.perf_counter()
             run()
             if number >= 2:  # The first runs prepare what the others find ready.

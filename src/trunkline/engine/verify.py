@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from trunkline.bundle.golden import TOLERANCE_INT8
-from trunkline.bundle.store import StoredBranch, open_bundle
+from trunkline.bundle.golden import TOLERANCE_INT8, Golden
+from trunkline.bundle.store import open_bundle
 from trunkline.core.errors import VerificationError
 from trunkline.core.specs import BranchSpec
 from trunkline.engine.backends.base import Backend, BackendName, Precision
@@ -78,7 +78,9 @@ def verify(path: Path, *, backend_name: BackendName | None = None) -> VerifyRepo
     branches = [bundle.branch(task) for task in bundle.manifest.tasks]  # All damage is found before anything is run.
     backend = choose_backend(backend_name, precision="fp32")
     trunk = load_trunk(stored, backend, exits={branch.spec.exit_layer for branch in branches})
-    tasks = tuple(replay(branch, load_branch(branch, stored.config, backend), trunk, backend) for branch in branches)
+    tasks = tuple(
+        replay(branch.golden, load_branch(branch, stored.config, backend), trunk, backend) for branch in branches
+    )
     entries = bundle.manifest.tasks.values()
     n_files = 1 + len(bundle.manifest.trunk.files) + sum(len(entry.files) for entry in entries)
     n_files += (bundle.manifest.trunk.ranges is not None) + sum(entry.ranges is not None for entry in entries)
@@ -86,7 +88,7 @@ def verify(path: Path, *, backend_name: BackendName | None = None) -> VerifyRepo
 
 
 def replay(
-    stored: StoredBranch,
+    golden: Golden,
     loaded: LoadedBranch,
     trunk: LoadedTrunk,
     backend: Backend,
@@ -99,8 +101,8 @@ def replay(
     tolerance, because a text that it is unsure of doubles what rounding does; in int8 by anything.
 
     Args:
-        stored: The branch with its golden inputs.
-        loaded: The same, ready to run.
+        golden: Of the branch.
+        loaded: The branch, ready to run.
         trunk: Ready to run, with a segment that ends at the branch's exit.
         backend: Compiled both.
         before_each: Is called before each input is run, and may let others go first.
@@ -108,7 +110,7 @@ def replay(
     Raises:
         VerificationError: It answers otherwise than it did, or there is no tolerance for the backend's precision.
     """
-    spec, golden = stored.spec, stored.golden
+    spec = loaded.spec
     precision: Precision = "int8" if "int8" in loaded.form else backend.precision
     tolerances = {**golden.tolerance, "int8": TOLERANCE_INT8}
     if precision not in tolerances:
@@ -122,12 +124,13 @@ def replay(
         before_each()
         (ran,) = runner.run(trunk, [row], {loaded: one})
         found.append(ran.logits[0].reshape(-1, spec.n_outputs))
-    differences = [_difference(stored, number, values, precision) for number, values in enumerate(found)]
+    answers = [np.asarray(lines, dtype=np.float32) for lines in golden.logits]
+    differences = [_difference(spec, *pair, precision) for pair in zip(answers, found, strict=True)]
     tolerance = tolerances[precision]
     wrong = [
         number
         for number, difference in enumerate(differences)
-        if difference > tolerance * (_ROOM[precision] if _same_label(stored, number, found[number]) else 1.0)
+        if difference > tolerance * (_ROOM[precision] if _same_label(spec, answers[number], found[number]) else 1.0)
     ]
     if wrong:
         worst = max(wrong, key=lambda number: differences[number])
@@ -138,29 +141,27 @@ def replay(
         )
     return VerifiedTask(
         task=spec.task,
-        branch=stored.digest,
+        branch=loaded.digest,
         n_inputs=len(found),
         largest_difference=max(differences),
         tolerance=tolerance,
     )
 
 
-def _same_label(stored: StoredBranch, number: int, found: np.ndarray) -> bool:
-    expected = np.asarray(stored.golden.logits[number], dtype=np.float32)
-    is_label = stored.spec.kind == "classification" and expected.shape == found.shape and np.isfinite(found).all()
+def _same_label(spec: BranchSpec, expected: np.ndarray, found: np.ndarray) -> bool:
+    is_label = spec.kind == "classification" and expected.shape == found.shape and np.isfinite(found).all()
     return bool(is_label and (expected.argmax(axis=1) == found.argmax(axis=1)).all())
 
 
-def _difference(stored: StoredBranch, number: int, found: np.ndarray, precision: Precision) -> float:
+def _difference(spec: BranchSpec, expected: np.ndarray, found: np.ndarray, precision: Precision) -> float:
     """Largest absolute difference to the stored answer; infinite where shapes differ or a value is NaN.
 
     In fp32 logits are compared, in narrower precisions what users see: probabilities, or a standardized score.
     """
-    expected = np.asarray(stored.golden.logits[number], dtype=np.float32)
     if expected.shape != found.shape or not np.isfinite(found).all():
         return float("inf")
-    if _measured(stored.spec, precision) == "probabilities":
-        shares = np.abs(probabilities(expected, stored.spec) - probabilities(found, stored.spec)).max(axis=1)
+    if _measured(spec, precision) == "probabilities":
+        shares = np.abs(probabilities(expected, spec) - probabilities(found, spec)).max(axis=1)
         # A tagger is judged over all tokens of a text: at some of them two tags may be about equally likely.
         return float(shares.mean())
     return float(np.abs(expected - found).max())

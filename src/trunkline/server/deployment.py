@@ -30,7 +30,6 @@ from trunkline.server.settings import Settings
 from trunkline.wire import CanaryInfo, Change, HistoryEntry, TaskInfo, VersionInfo, VersionState
 
 ResultT = TypeVar("ResultT")
-_LOW_PRIORITY = 10
 _PARTS = 10_000
 
 
@@ -312,7 +311,10 @@ class Deployment:
         return snapshot
 
     def _check_speed(self, snapshot: Snapshot, version: str) -> None:
-        took_ms = 1e3 * branch_seconds(snapshot.beside[version], snapshot.trunk.twin(), self._engine.backend)
+        engine = self._engine
+        took_ms = 1e3 * branch_seconds(
+            snapshot.beside[version], snapshot.trunk.twin(), engine.backend, before_each=engine.let_requests_first
+        )
         if took_ms > self._settings.max_branch_ms:
             task = snapshot.beside[version].spec.task
             raise refuse(
@@ -378,9 +380,11 @@ def _state_of(digest: str, state: TaskState, *, ready: bool) -> VersionState:
 
 
 def _step_back() -> None:
-    """Let changes give way to requests: this thread, and those that it starts, get less of a busy processor."""
+    """Let changes give way to requests: this thread gets what they leave of a processor."""
+    # Whoever wakes up takes a processor at once from a thread that is scheduled as idle; from one that is only of lower
+    # priority not before that has had its few milliseconds, for which both threads of a parallel program wait.
     with suppress(OSError, AttributeError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOW_PRIORITY)
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
 async def keep_following(deployment: Deployment, told: Callable[[Exception], None], *, seconds: float) -> None:

@@ -94,10 +94,9 @@ def test_the_digest_of_files_depends_on_names_and_contents_and_not_on_order() ->
 def test_a_staged_folder_appears_whole(tmp_path: Path) -> None:
     target = tmp_path / "deep" / "target"
     with staged_folder(target) as staging:
-        digest = write_file(staging / "inner" / "file", b"x")
+        write_file(staging / "inner" / "file", b"x")
         assert not target.exists()
     assert (target / "inner" / "file").read_bytes() == b"x"
-    assert digest == sha256_hex(b"x")
     assert [path.name for path in target.parent.iterdir()] == ["target"]
 
 
