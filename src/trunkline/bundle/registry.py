@@ -189,6 +189,7 @@ class Registry:
         why: str,
         expected_seq: int | None = None,
         check: Callable[[Bundle], None] = lambda _: None,
+        before_each: Callable[[], None] = lambda: None,
     ) -> str:
         """Add a branch as a version of its task; it answers nothing before `activate` or `canary`.
 
@@ -201,6 +202,7 @@ class Registry:
             expected_seq: As for every change.
             check: Is given a bundle with this version alone once its files are in place; what it raises is raised, and
                 the version is not registered.
+            before_each: Is called before the branch is read and before it is copied, and may let others go first.
 
         Returns:
             The version: the branch's digest.
@@ -210,6 +212,7 @@ class Registry:
             BundleError: It does not fit the trunk; or kind, input or labels are others than those of the active
                 version and the label schema version is not a higher one. Errors of `read_branch` besides.
         """
+        before_each()
         branch = read_branch(folder)
         task, version = branch.spec.task, branch.digest
         with self._changing(expected_seq) as current:
@@ -221,6 +224,7 @@ class Registry:
                 _check_depth(current.state, branch, f"registry {str(self.path)!r}")
                 check_change(Bundle(path=self.path, manifest=current.state.manifest()), branch)
                 after = fold(current.state, entry)
+            before_each()
             place_branch(self.path, branch, folder)
             if not registered:
                 check(Bundle(path=self.path, manifest=after.manifest({task: version})))

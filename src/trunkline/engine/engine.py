@@ -18,6 +18,7 @@ from trunkline.engine.backends.base import Backend
 from trunkline.engine.backends.choose import choose_backend
 from trunkline.engine.encoding import EncodedRequest, as_examples, encode_request, known_task
 from trunkline.engine.loop import Loop
+from trunkline.engine.pace import Pace
 from trunkline.engine.request import Part, StepReport
 from trunkline.engine.results_cache import ResultsCache
 from trunkline.engine.runner import Runner
@@ -35,9 +36,6 @@ _MANY_BATCHES = 200
 _WARM_SHARE = 0.9
 """A new version is warmed on the shapes of so many batches: to prepare for the rest costs more than who meets them
 waits, a few milliseconds."""
-_PATIENCE_S = 0.03
-"""Each piece of work on a new version lets requests go first for so long: it takes the idle moments of an engine that
-has some, and a share of one that has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,13 +163,22 @@ class Engine:
             self._snapshot = after
         return tuple(task for task, branch in after.branches.items() if before.branches.get(task) is not branch)
 
-    def prepare(self, bundle: Bundle, *, beside: Sequence[Bundle] = ()) -> Snapshot:
+    def pace(self) -> Pace:
+        """For work beside requests, to be called between its pieces."""
+        return Pace(self.loop.give_way)
+
+    def prepare(self, bundle: Bundle, *, beside: Sequence[Bundle] = (), pace: Pace | None = None) -> Snapshot:
         """The first half of `activate`: everything is ready, and nothing answers otherwise yet.
 
         Whoever calls it sees to it that no other change comes between this and `switch`.
+
+        Args:
+            bundle: As of `activate`.
+            beside: As of `activate`.
+            pace: Of the work that this is a part of; None where it is all.
         """
-        before = self._snapshot
-        after = load_snapshot(bundle, self.backend, before=before, beside=beside)
+        before, pace = self._snapshot, pace or self.pace()
+        after = load_snapshot(bundle, self.backend, before=before, beside=beside, before_each=pace)
         ready = {*before.branches.values(), *before.beside.values()}
         states = [(bundle, branch) for branch in after.branches.values()]
         states += [(state, after.beside[e.branch]) for state in beside for e in state.manifest.tasks.values()]
@@ -181,19 +188,15 @@ class Engine:
             trunk = after.trunk.twin()
             for state, branch in new:
                 golden = state.golden(branch.spec.task)
-                replay(golden, branch, trunk, self.backend, before_each=self.let_requests_first)
+                replay(golden, branch, trunk, self.backend, before_each=pace)
             if set(after.trunk.segments) <= set(before.trunk.segments):
                 trunk = trunk.without_layers()  # They are warm; branches are warmed on what the embeddings give.
             branches = [branch for _, branch in new]
             # Whoever is busy does not need what never comes; the rest is prepared for when it does.
             met = self._runner.met.most(_WARM_SHARE) if self._runner.met.n_batches >= _MANY_BATCHES else None
-            warm(self.backend, trunk, branches, self._limits, met=met, before_each=self.let_requests_first)
+            warm(self.backend, trunk, branches, self._limits, met=met, before_each=pace)
             self.backend.settle()
         return after
-
-    def let_requests_first(self) -> None:
-        """Wait for an idle moment, though not for long: call it before each piece of work on a new version."""
-        self.loop.give_way(_PATIENCE_S)
 
     def switch(self, snapshot: Snapshot) -> None:
         """The second half: answer with a snapshot that `prepare` gave."""

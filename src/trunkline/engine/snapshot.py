@@ -1,6 +1,6 @@
 """What answers at one moment: a trunk in segments between the exits in use, and one loaded branch for each task."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import pairwise
@@ -140,6 +140,7 @@ def load_snapshot(
     tasks: Iterable[str] | None = None,
     before: Snapshot | None = None,
     beside: Iterable[Bundle] = (),
+    before_each: Callable[[], None] = lambda: None,
 ) -> Snapshot:
     """Read, verify and compile a bundle, or some of its tasks.
 
@@ -150,6 +151,7 @@ def load_snapshot(
         before: What this one will replace: segments and branches that stay the same are shared with it, not loaded
             again.
         beside: States of the same bundle whose branches are loaded as well (`Snapshot.beside`).
+        before_each: Is called before a branch is read and before it is compiled, and may let others go first.
 
     Raises:
         BundleError: A file is damaged, missing or does not fit (see `trunkline.bundle.store`).
@@ -162,10 +164,13 @@ def load_snapshot(
     def loaded(state: Bundle, task: str) -> LoadedBranch:
         entry = state.manifest.tasks.get(task)
         form = form_of(state.manifest, task) if entry is not None and backend.as_gated else ""
-        # One at a time: the weights as they lie on disk are let go before the next are read.
-        return known.get((entry.branch if entry is not None else "", form)) or load_branch(
-            state.branch(task), config, backend, form=form
-        )
+        present = known.get((entry.branch if entry is not None else "", form))
+        if present is not None:
+            return present
+        before_each()
+        stored = state.branch(task)  # One at a time: these weights are let go before the next are read.
+        before_each()
+        return load_branch(stored, config, backend, form=form)
 
     branches = {task: loaded(bundle, task) for task in names}
     further = [loaded(state, task) for state in beside for task in state.manifest.tasks]

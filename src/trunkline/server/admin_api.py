@@ -47,7 +47,7 @@ async def register(asked: Asked) -> Response:
             limits = settings.limits
             chunks = body_chunks(asked.request, max_bytes=limits.archive_bytes, seconds=limits.read_s)
             archive = await write_upload(chunks, Path(temporary) / "archive")
-            await deployment.aside(partial(unpack, archive, folder, max_bytes=limits.archive_bytes))
+            await deployment.aside.prepare(partial(unpack, archive, folder, max_bytes=limits.archive_bytes))
         else:
             body: RegisterRequest = await asked.decoded(RegisterRequest)
             why, expected = body.why, body.version

@@ -7,15 +7,11 @@ leaves the state that the history tells.
 
 import asyncio
 import hashlib
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 from trunkline.bundle.registry import Registry
 from trunkline.bundle.store import Bundle
@@ -24,12 +20,13 @@ from trunkline.core.errors import DigestMismatchError
 from trunkline.engine.encoding import known_task
 from trunkline.engine.engine import Engine
 from trunkline.engine.measure import branch_seconds
+from trunkline.engine.pace import Pace
 from trunkline.engine.snapshot import Snapshot
+from trunkline.server.aside import Aside
 from trunkline.server.refusals import refuse
 from trunkline.server.settings import Settings
 from trunkline.wire import CanaryInfo, Change, HistoryEntry, TaskInfo, VersionInfo, VersionState
 
-ResultT = TypeVar("ResultT")
 _PARTS = 10_000
 
 
@@ -60,7 +57,12 @@ class Routes:
 
 
 class Deployment:
-    """An engine, and a registry where tasks are to come and go; a bundle alone stays as it is."""
+    """An engine, and a registry where tasks are to come and go; a bundle alone stays as it is.
+
+    Attributes:
+        aside: Where changes are prepared and made.
+        routes: Who answers now.
+    """
 
     def __init__(self, engine: Engine, source: Bundle | Registry, settings: Settings) -> None:
         """Take what was opened, and load what is kept ready.
@@ -76,8 +78,7 @@ class Deployment:
         self._engine = engine
         self._registry = source if isinstance(source, Registry) else None
         self._settings = settings
-        self._changes = ThreadPoolExecutor(1, thread_name_prefix="trunkline-changes", initializer=_step_back)
-        self._aside = ThreadPoolExecutor(1, thread_name_prefix="trunkline-aside", initializer=_step_back)
+        self.aside = Aside()
         self._lock = threading.Lock()
         self.routes = Routes(engine.snapshot)
         self._followed = -1
@@ -91,12 +92,7 @@ class Deployment:
 
     def close(self) -> None:
         """Finish the change that runs and take no other."""
-        self._changes.shutdown()
-        self._aside.shutdown()
-
-    async def aside(self, work: Callable[[], ResultT]) -> ResultT:
-        """Prepare a change in a thread that lets requests go first, and other changes too."""
-        return await asyncio.get_running_loop().run_in_executor(self._aside, work)
+        self.aside.close()
 
     def task(self, name: str) -> TaskInfo:
         """One task as it is served.
@@ -179,6 +175,8 @@ class Deployment:
         """
 
         def change(registry: Registry) -> str:
+            pace = self._engine.pace()
+
             def check(bundle: Bundle) -> None:
                 (found,) = bundle.manifest.tasks
                 if found != task:
@@ -191,10 +189,10 @@ class Deployment:
                         f"branch of task {task!r}: its files have digest {digest}; {expected} was announced; they were "
                         "damaged on their way: send them again"
                     )
-                snapshot = self._load(bundle)
-                self._check_speed(snapshot, digest)
+                snapshot = self._load(bundle, pace)
+                self._check_speed(snapshot, digest, pace)
 
-            return registry.register(folder, who=who, why=why, check=check)
+            return registry.register(folder, who=who, why=why, check=check, before_each=pace)
 
         return await self._change(task, change)
 
@@ -274,7 +272,7 @@ class Deployment:
                     self._follow(registry.state)
                 return behind
 
-        return await asyncio.get_running_loop().run_in_executor(self._changes, refresh)
+        return await self.aside.change(refresh)
 
     def _changing(self) -> Registry:
         if self._registry is None:
@@ -297,23 +295,24 @@ class Deployment:
             active = registry.state.tasks[task].active if task in registry.state.tasks else None
             return Change(task=task, version=registered or active, seq=registry.state.seq)
 
-        return await asyncio.get_running_loop().run_in_executor(self._changes, run)
+        return await self.aside.change(run)
 
-    def _load(self, bundle: Bundle) -> Snapshot:
+    def _load(self, bundle: Bundle, pace: Pace | None = None) -> Snapshot:
         """Have a version ready, verified and warm, before anything says that it answers.
 
         Args:
             bundle: A state of the registry with that version alone.
+            pace: See `Engine.prepare`.
         """
         registry = self._changing()
-        snapshot = self._engine.prepare(registry.bundle(), beside=[bundle, *self._beside(registry.state)])
+        beside = [bundle, *self._beside(registry.state)]
+        snapshot = self._engine.prepare(registry.bundle(), beside=beside, pace=pace)
         self._engine.switch(snapshot)
         return snapshot
 
-    def _check_speed(self, snapshot: Snapshot, version: str) -> None:
-        engine = self._engine
+    def _check_speed(self, snapshot: Snapshot, version: str, pace: Pace) -> None:
         took_ms = 1e3 * branch_seconds(
-            snapshot.beside[version], snapshot.trunk.twin(), engine.backend, before_each=engine.let_requests_first
+            snapshot.beside[version], snapshot.trunk.twin(), self._engine.backend, before_each=pace
         )
         if took_ms > self._settings.max_branch_ms:
             task = snapshot.beside[version].spec.task
@@ -377,14 +376,6 @@ def _state_of(digest: str, state: TaskState, *, ready: bool) -> VersionState:
     if state.canary is not None and digest == state.canary.version:
         return "canary"
     return "ready" if ready else "stored"
-
-
-def _step_back() -> None:
-    """Let changes give way to requests: this thread gets what they leave of a processor."""
-    # Whoever wakes up takes a processor at once from a thread that is scheduled as idle; from one that is only of lower
-    # priority not before that has had its few milliseconds, for which both threads of a parallel program wait.
-    with suppress(OSError, AttributeError):
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
 async def keep_following(deployment: Deployment, told: Callable[[Exception], None], *, seconds: float) -> None:

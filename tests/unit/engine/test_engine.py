@@ -680,7 +680,7 @@ def test_the_weights_of_a_replaced_branch_are_let_go(swapping: tuple[Engine, Pat
 def test_twenty_swaps_under_load_lose_no_request_and_mix_no_versions(
     swapping: tuple[Engine, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trunkline.engine.engine._PATIENCE_S", 0.001)
+    monkeypatch.setattr("trunkline.engine.pace._MOST_S", 0.001)
     engine, path = swapping
     texts = ["play a song", "rain in paris", "no"]
     expected: dict[str, list[np.ndarray]] = {}
