@@ -1,4 +1,4 @@
-"""What is counted of requests that found no room, and of clients that left."""
+"""What is counted of answers, of requests that found no room, and of clients that left."""
 
 import asyncio
 import re
@@ -16,6 +16,7 @@ from tests.tiny_servers import ask, make_service, running
 from trunkline.server.oip_pb2 import InferTensorContents, ModelInferRequest
 from trunkline.server.operation import Service
 
+N_ASKED = 20
 TEXT = "a text that nobody asked before"
 TENSOR = {"name": "text", "shape": [1], "datatype": "BYTES", "data": [TEXT]}
 NDJSON = {"Accept": "application/x-ndjson"}
@@ -30,6 +31,32 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 def refusals(service: Service) -> float:
     found = re.search(rb'^trunkline_refused_total{code="overloaded"} (.+)$', service.metrics.text(), re.MULTILINE)
     return 0.0 if found is None else float(found[1])
+
+
+def test_every_answer_lies_in_the_buckets_of_its_task(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trunkline.server.metrics._NOTED", 8)  # Some are sorted in meanwhile, some when one looks.
+    confidences = []
+    for _ in range(N_ASKED):
+        (result,) = ask(service, "POST", "/v1/analyze", json={"texts": [TEXT, "play a song"]}).json()["results"][:1]
+        confidences.append(result["intent"]["confidence"])
+    told = service.metrics.text().decode()
+    assert told == service.metrics.text().decode()  # To look changes nothing.
+    for stage in ("queue", "trunk", "branch", "decode"):
+        buckets = values_of(told, "trunkline_stage_seconds_bucket", f'stage="{stage}"')
+        assert buckets == sorted(buckets)
+        assert buckets[-1] == values_of(told, "trunkline_stage_seconds_count", f'stage="{stage}"')[0] >= N_ASKED
+    assert values_of(told, "trunkline_answers_total", 'task="intent"') == [2 * N_ASKED]
+    at_most = {float(end): count for end, count in re.findall(r'confidence_bucket{le="([0-9.]+)".*} (.+)', told)}
+    for end, count in at_most.items():
+        assert float(count) >= sum(each <= end for each in confidences)
+    assert values_of(told, "trunkline_confidence_bucket", "+Inf") == [2 * N_ASKED]
+    assert values_of(told, "trunkline_confidence_sum", "intent")[0] >= sum(confidences)
+
+
+def values_of(told: str, name: str, labels: str) -> list[float]:
+    return [
+        float(line.rpartition(" ")[2]) for line in told.splitlines() if line.startswith(f"{name}{{") and labels in line
+    ]
 
 
 def fill_queue(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
