@@ -7,9 +7,9 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from trunkline.bundle.files import sha256_hex, swap_file
+from trunkline.bundle.files import require_inside, sha256_hex, swap_file
 from trunkline.bundle.manifest import MANIFEST_NAME, TrunkEntry, check_manifest, deepest_exit, extension_layers
-from trunkline.bundle.merge import locked, require_inside, swap_manifest, trunk_tensors
+from trunkline.bundle.merge import locked, swap_manifest, trunk_tensors
 from trunkline.bundle.store import Bundle, open_bundle
 from trunkline.model.tensors import write_tensors
 

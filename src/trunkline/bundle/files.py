@@ -75,6 +75,16 @@ def check_digest(content: bytes, expected: str | None, subject: str) -> str:
     return found
 
 
+def require_inside(root: Path, name: str) -> None:
+    """Refuse to write through a link that leads out of a folder.
+
+    Raises:
+        BundleError: It does.
+    """
+    if not (root / name).resolve().is_relative_to(root.resolve()):
+        raise BundleError(f"{root / name}: is a link that leads out of the bundle; remove the link")
+
+
 @contextmanager
 def staged_folder(folder: Path) -> Iterator[Path]:
     """A new folder that appears whole or not at all.

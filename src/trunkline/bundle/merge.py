@@ -16,9 +16,7 @@ import numpy as np
 
 import trunkline
 from trunkline.bundle.files import (
-    check_digest,
-    fsync_folder,
-    read_inside,
+    require_inside,
     sha256_hex,
     staged_folder,
     swap_file,
@@ -26,13 +24,13 @@ from trunkline.bundle.files import (
     write_file,
 )
 from trunkline.bundle.manifest import (
-    BRANCH_FILES,
     MANIFEST_NAME,
     Manifest,
     TrunkEntry,
     check_manifest,
     encode_manifest,
 )
+from trunkline.bundle.place import copy_branch, place_branch
 from trunkline.bundle.store import (
     Bundle,
     StoredBranch,
@@ -40,7 +38,6 @@ from trunkline.bundle.store import (
     check_trunk,
     open_bundle,
     read_branch,
-    read_branch_inside,
     task_entry,
 )
 from trunkline.core.errors import (
@@ -109,7 +106,7 @@ def merge(
         )
         check_manifest(manifest, f"{out}")
         for branch, folder in zip(branches, branch_folders, strict=True):
-            _copy_branch(branch, folder, staging / branch_folder(branch.spec.task, branch.digest))
+            copy_branch(branch, folder, staging / branch_folder(branch.spec.task, branch.digest))
         write_file(staging / LOCK_NAME, b"")
         write_file(staging / MANIFEST_NAME, encode_manifest(manifest))
     return open_bundle(out)
@@ -278,18 +275,6 @@ def _put(bundle: Bundle, branch: StoredBranch, folder: Path, backbone: Backbone 
     return swap_manifest(bundle.path, manifest)
 
 
-def place_branch(root: Path, branch: StoredBranch, folder: Path) -> None:
-    """Copy a branch from its folder to its place in a bundle, durably; call it inside `locked` or `sole_writer`."""
-    require_inside(root, f"branches/{branch.spec.task}")
-    name = branch_folder(branch.spec.task, branch.digest)
-    if (root / name).exists():  # Left by an earlier change: the same bytes, or an error that names the file.
-        read_branch_inside(root, name, expected=branch.files)
-        fsync_folder((root / name).parent)  # Whoever put it there may have been killed before.
-        return
-    with staged_folder(root / name) as staging:
-        _copy_branch(branch, folder, staging)
-
-
 def swap_manifest(path: Path, manifest: Manifest) -> Manifest:
     """Make a manifest, whose files are all written, the one that readers see; call it inside `locked`."""
     swap_file(path / MANIFEST_NAME, encode_manifest(manifest))
@@ -383,16 +368,3 @@ def trunk_tensors(tensors: Mapping[str, np.ndarray], layers: range, *, stem: boo
     """
     prefixes = (*(f"layers.{number}." for number in layers), *(("embeddings.", "shared.") if stem else ()))
     return {name: tensor for name, tensor in tensors.items() if name.startswith(prefixes)}
-
-
-def _copy_branch(branch: StoredBranch, source: Path, target: Path) -> None:
-    for name in BRANCH_FILES:
-        content = read_inside(source, name)
-        check_digest(content, branch.files[name], f"{source / name}")
-        write_file(target / name, content)
-
-
-def require_inside(root: Path, name: str) -> None:
-    """Refuse to write through a link that leads out of the bundle."""
-    if not (root / name).resolve().is_relative_to(root.resolve()):
-        raise BundleError(f"{root / name}: is a link that leads out of the bundle; remove the link")

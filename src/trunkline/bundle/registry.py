@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from trunkline.bundle.files import check_digest, read_inside, remove_whole, staged_folder, write_file
+from trunkline.bundle.files import check_digest, read_inside, remove_whole, require_inside, staged_folder, write_file
 from trunkline.bundle.history import (
     HISTORY_NAME,
     SCHEMA_VERSION,
@@ -27,7 +27,8 @@ from trunkline.bundle.history import (
     first_entries,
     sealed,
 )
-from trunkline.bundle.merge import LOCK_NAME, check_change, place_branch, require_inside, sole_writer
+from trunkline.bundle.merge import LOCK_NAME, check_change, sole_writer
+from trunkline.bundle.place import place_branch
 from trunkline.bundle.store import Bundle, StoredBranch, branch_files, bundle_files, read_branch, task_entry
 from trunkline.bundle.versions import RegistryState, fold, replay
 from trunkline.core.errors import (
@@ -202,7 +203,7 @@ class Registry:
             expected_seq: As for every change.
             check: Is given a bundle with this version alone once its files are in place; what it raises is raised, and
                 the version is not registered.
-            before_each: Is called before the branch is read and before it is copied, and may let others go first.
+            before_each: Is called before each piece of the work, and may let others go first.
 
         Returns:
             The version: the branch's digest.
@@ -224,8 +225,7 @@ class Registry:
                 _check_depth(current.state, branch, f"registry {str(self.path)!r}")
                 check_change(Bundle(path=self.path, manifest=current.state.manifest()), branch)
                 after = fold(current.state, entry)
-            before_each()
-            place_branch(self.path, branch, folder)
+            place_branch(self.path, branch, folder, before_each=before_each)
             if not registered:
                 check(Bundle(path=self.path, manifest=after.manifest({task: version})))
                 self._append(current, entry)

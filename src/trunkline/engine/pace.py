@@ -3,9 +3,9 @@
 import time
 from collections.abc import Callable
 
-_TIMES = 3.0
+_TIMES = 4.0
 """Requests that waited for a piece of work get so many times as long as it took before the next."""
-_LEAST_S, _MOST_S = 0.03, 0.5
+_LEAST_S, _MOST_S = 0.01, 0.5
 
 
 class Pace:

@@ -9,8 +9,9 @@ from typing import Literal, TypeVar
 
 import msgspec
 
+from trunkline.bundle.files import require_inside
 from trunkline.bundle.manifest import MANIFEST_NAME, Manifest, ServedPrecision, TaskGate, TrunkGate, check_manifest
-from trunkline.bundle.merge import locked, require_inside, swap_manifest
+from trunkline.bundle.merge import locked, swap_manifest
 from trunkline.bundle.served import Served, write_ranges
 from trunkline.bundle.store import Bundle, StoredBranch, StoredTrunk, open_bundle
 from trunkline.core.errors import BundleError, SpecError

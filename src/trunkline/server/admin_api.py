@@ -46,8 +46,10 @@ async def register(asked: Asked) -> Response:
             why, expected = _reason_of_query(asked), asked.request.query_params.get("version")
             limits = settings.limits
             chunks = body_chunks(asked.request, max_bytes=limits.archive_bytes, seconds=limits.read_s)
-            archive = await write_upload(chunks, Path(temporary) / "archive")
-            await deployment.aside.prepare(partial(unpack, archive, folder, max_bytes=limits.archive_bytes))
+            pace = asked.service.analyzer.engine.pace()
+            archive = await write_upload(chunks, Path(temporary) / "archive", before_each=pace)
+            work = partial(unpack, archive, folder, max_bytes=limits.archive_bytes, before_each=pace)
+            await deployment.aside.prepare(work)
         else:
             body: RegisterRequest = await asked.decoded(RegisterRequest)
             why, expected = body.why, body.version

@@ -27,28 +27,38 @@ _ZIP_HEAD_BYTES = 128 * 1024
 """Of the directory, and of the 64 KB that are searched for its place."""
 
 
-async def write_upload(chunks: AsyncIterator[bytes], path: Path) -> Path:
-    """Write a body to a file as it comes; errors as of `trunkline.server.bodies.body_chunks`."""
+async def write_upload(chunks: AsyncIterator[bytes], path: Path, *, before_each: Callable[[], None]) -> Path:
+    """Write a body to a file as it comes.
+
+    Args:
+        chunks: The body; errors as of `trunkline.server.bodies.body_chunks`.
+        path: Of the file.
+        before_each: Is called in a thread before more than a megabyte is taken, and may let others go first.
+    """
     with path.open("wb") as file:
         gathered: list[bytes] = []
-        n_bytes = 0
+
+        def write() -> None:
+            file.writelines(gathered)
+            gathered.clear()
+            before_each()
+
         async for chunk in chunks:
             gathered.append(chunk)
-            n_bytes += len(chunk)
-            if n_bytes >= _CHUNK:  # A hop to a thread for each packet would cost more than the writing.
-                await asyncio.to_thread(file.writelines, gathered)
-                gathered, n_bytes = [], 0
-        await asyncio.to_thread(file.writelines, gathered)
+            if sum(map(len, gathered)) >= _CHUNK:  # A hop to a thread for each packet would cost more than the writing.
+                await asyncio.to_thread(write)
+        await asyncio.to_thread(write)
     return path
 
 
-def unpack(archive: Path, folder: Path, *, max_bytes: int) -> None:
+def unpack(archive: Path, folder: Path, *, max_bytes: int, before_each: Callable[[], None] = lambda: None) -> None:
     """Take the files of a branch out of an archive, and nothing else.
 
     Args:
         archive: tar, compressed or not, or zip.
         folder: Is made; the files come to lie in it, whatever folder they had.
         max_bytes: Most bytes of all files, unpacked.
+        before_each: Is called before each piece of them, and may let others go first.
 
     Raises:
         ServerError: 422: it is no archive, or holds other things than the four files of a branch; 413: it is larger.
@@ -57,7 +67,7 @@ def unpack(archive: Path, folder: Path, *, max_bytes: int) -> None:
     try:
         members = _of_zip(archive) if zipfile.is_zipfile(archive) else _of_tar(archive)
         with closing(members):
-            _write_members(members, folder, max_bytes)
+            _write_members(members, folder, max_bytes, before_each)
     except (
         tarfile.TarError,
         zipfile.BadZipFile,
@@ -78,7 +88,9 @@ def unpack(archive: Path, folder: Path, *, max_bytes: int) -> None:
         raise refuse(422, "incomplete_branch", f"archive: lacks {', '.join(missing)}; send all files of the branch")
 
 
-def _write_members(members: _Members, folder: Path, max_bytes: int) -> None:
+def _write_members(
+    members: _Members, folder: Path, max_bytes: int, before_each: Callable[[], None] = lambda: None
+) -> None:
     left = max_bytes
     for name, opened in members:
         path = PurePosixPath(name)
@@ -95,6 +107,7 @@ def _write_members(members: _Members, folder: Path, max_bytes: int) -> None:
                         413, "archive_too_large", f"archive: unpacks to more than {max_bytes} bytes; send less"
                     )
                 target.write(chunk)
+                before_each()
 
 
 class _Frugal:

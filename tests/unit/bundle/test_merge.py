@@ -91,7 +91,7 @@ def test_a_merge_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     def full(*_arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(merging, "_copy_branch", full)
+    monkeypatch.setattr(merging, "copy_branch", full)
     with pytest.raises(BundleError, match="No space left"):
         merge([folder], backbone_of(), tmp_path / "bundle")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
