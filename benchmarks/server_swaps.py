@@ -33,7 +33,7 @@ from trunkline.bundle.store import open_bundle
 
 SEED = 20251125
 SHARE_OF_PEAK = 0.5
-N_TEXTS, N_CANDIDATES = 64, 400
+N_TEXTS, N_CANDIDATES = 64, 4096
 MARGIN = 0.05
 """Texts are asked for which every task is so far from another answer: in bf16 probabilities move by up to 0.02."""
 OPTIONS = ("--cache-mb", "0")

@@ -89,6 +89,19 @@ def test_a_version_is_registered_activated_and_rolled_back(service: Service, tmp
     assert version_of(service, task="slots") == slots
 
 
+def test_requests_go_before_each_piece_of_a_new_version(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(service.analyzer.engine.loop, "give_way", waits.append)
+    monkeypatch.setattr("trunkline.engine.engine.warm", lambda *_, **__: None)  # As many pieces as there are shapes.
+    branch = branch_of(tmp_path)
+    assert upload(service, packed(branch)).status_code == 201
+    received, unpacked, read, copied, loaded, timed = 1, len(BRANCH_FILES), 1, 2 * len(BRANCH_FILES), 2, 5
+    n_golden = len(read_branch(branch).golden.inputs)
+    assert len(waits) == received + unpacked + read + copied + loaded + n_golden + timed
+
+
 def test_a_canary_answers_its_share_of_the_keys_the_same_ones_every_time(service: Service, tmp_path: Path) -> None:
     old = branch_digest("intent")
     upload(service, packed(branch_of(tmp_path)))
