@@ -8,14 +8,7 @@ import msgspec
 import numpy as np
 
 from trunkline.bundle.card import model_card
-from trunkline.bundle.files import (
-    check_digest,
-    files_digest,
-    read_inside,
-    sha256_hex,
-    staged_folder,
-    write_file,
-)
+from trunkline.bundle.files import check_digest, files_digest, read_inside, sha256_hex, staged_folder, write_file
 from trunkline.bundle.golden import LARGEST_TOLERANCE, Golden
 from trunkline.bundle.manifest import (
     BRANCH_FILES,
