@@ -57,7 +57,7 @@ class Size:
     n_uploads: int = 100
     n_rounds: int = 10
     round_s: float = 60.0
-    quiet_s: float = 60.0
+    quiet_s: float = 30.0
     peak_s: float = 10.0
 
 

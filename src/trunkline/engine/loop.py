@@ -26,8 +26,6 @@ _GATHER_SHARE, _LONGEST_GATHER_S = 0.1, 0.01
 """How long the next step may be put off: a share of what the last one took."""
 _FADING = 0.95
 """Of what the steps before took, with every step."""
-_LOOK_S = 0.001
-"""Whoever gives way looks so often whether it is its turn."""
 
 
 class Loop:
@@ -66,7 +64,8 @@ class Loop:
         self._numbers: dict[Request, set[int]] = {}
         self._stepping: set[Request] = set()
         self._next_number = 0
-        self._wake = threading.Condition()
+        lock = threading.RLock()
+        self._wake, self._rests = threading.Condition(lock), threading.Condition(lock)
         self._thread: threading.Thread | None = None
         self._closing = False
 
@@ -93,13 +92,8 @@ class Loop:
         Args:
             most_s: On an engine that always has something to do such work goes on after this time, only slower.
         """
-        until = time.monotonic() + most_s
-        while self._is_busy() and time.monotonic() < until:
-            time.sleep(_LOOK_S)
-
-    def _is_busy(self) -> bool:
-        with self._wake:
-            return self._scheduler.cost + self._running_cost > 0
+        with self._rests:  # To look again and again would take the interpreter from requests a thousand times a second.
+            self._rests.wait_for(lambda: self._scheduler.cost + self._running_cost <= 0, timeout=most_s)
 
     def submit(self, request: Request) -> None:
         """Queue what is not known yet; answers that are known are delivered at once.
@@ -161,6 +155,9 @@ class Loop:
         if taken:
             self._report(step, self.clock() - started)
         self._stepping = set()
+        with self._rests:
+            if not self._scheduler.n_rows:
+                self._rests.notify_all()
         return bool(taken)
 
     def _report(self, step: Step, seconds: float) -> None:
