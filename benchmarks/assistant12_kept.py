@@ -4,19 +4,13 @@ Each branch has the exit, the layers and the pooling that the search found, and 
 as the searched one, and made of weights that tell labels apart, but less often right.
 """
 
-import shutil
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from benchmarks.assistant12_run import FOLDER, N_LAYERS, SETS, check_replaceable, open_bench
+from benchmarks.assistant12_run import FOLDER, N_LAYERS, SETS, check_replaceable, open_bench, put_bundle
 from benchmarks.harness import RESULTS
-from trunkline.bundle.merge import merge
 from trunkline.core.errors import BundleError
-from trunkline.engine.verify import verify
-from trunkline.model.backbone import load_backbone
-from trunkline.train.ledger import Ledger
 from trunkline.train.pipeline import train_each
 from trunkline.train.spec import TrainRequest
 
@@ -28,7 +22,7 @@ def main() -> None:
     """Train and merge."""
     result = msgspec.json.decode((RESULTS / "assistant12.json").read_bytes())
     planned: dict[str, dict[str, Any]] = {row["task"]: row for row in result["details"]["tasks"]}
-    runs, bundle = KEPT_FOLDER / "runs", KEPT_FOLDER / "bundle"
+    bundle = KEPT_FOLDER / "bundle"
     check_replaceable(bundle)
     asked = []
     for each in SETS:
@@ -41,19 +35,14 @@ def main() -> None:
                 TrainRequest(layers=(N_LAYERS - row["exit_layer"],), student_layers=students),
             )
         )
-    records = train_each(open_bench(runs), asked)
+    bench = open_bench(KEPT_FOLDER / "runs")
+    records = train_each(bench, asked)
     branches = {record.spec.task: record for record in records if record.spec.arm == planned[record.spec.task]["arm"]}
     if missing := planned.keys() - branches.keys():
         raise BundleError(f"bundle {str(bundle)!r}: has no branch of {', '.join(sorted(missing))}; see the runs")
-    shutil.rmtree(bundle, ignore_errors=True)
-    merge([_folder(runs, record.run_id) for record in branches.values()], load_backbone("minilm"), bundle)
-    verify(bundle)
+    put_bundle(bundle, [bench.ledger.branch_folder(record.run_id) for record in branches.values()])
     for task, record in branches.items():
         print(f"{task}: exit {record.spec.exit_layer} + {record.spec.own_layers}, dev {record.dev_metric:.1f}")
-
-
-def _folder(runs: Path, run_id: str) -> Path:
-    return Ledger(runs).branch_folder(run_id)
 
 
 if __name__ == "__main__":

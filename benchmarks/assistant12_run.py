@@ -119,16 +119,16 @@ def make_bundle(folder: Path, sets: Sequence[Set], bundle: Path) -> Made:
     pareto = pareto_of(contest, request, plan)
     write_pareto(pareto, folder / "pareto.json")
     draw_pareto(pareto, folder / "pareto.png")
+    put_bundle(bundle, [Path(task.branch) for task in plan.tasks], [task.branch_digest for task in plan.tasks])
+    return Made(reports, retaught, plan)
+
+
+def put_bundle(bundle: Path, branches: Sequence[Path], digests: Sequence[str] | None = None) -> None:
+    """Merge branches in the place of the bundle that is there, and verify them; errors as of `check_replaceable`."""
     check_replaceable(bundle)
     shutil.rmtree(bundle, ignore_errors=True)
-    merge(
-        [Path(task.branch) for task in plan.tasks],
-        load_backbone("minilm"),
-        bundle,
-        digests=[task.branch_digest for task in plan.tasks],
-    )
+    merge(branches, load_backbone("minilm"), bundle, digests=digests)
     verify(bundle)
-    return Made(reports, retaught, plan)
 
 
 def check_replaceable(bundle: Path) -> None:

@@ -21,7 +21,7 @@ from typing import IO
 import numpy as np
 import platformdirs
 
-from trunkline.model.tensors import NUMPY_DTYPES
+from trunkline.model.tensors import stored_arrays
 
 KEPT_DAYS = 30
 
@@ -104,9 +104,9 @@ class WeightStore:
             # A full or read-only disk is no reason not to serve.
             with tempfile.TemporaryFile() as nameless:
                 _write(arrays, nameless)
-                return _parse(mmap.mmap(nameless.fileno(), 0, access=mmap.ACCESS_READ))
+                return _mapped(mmap.mmap(nameless.fileno(), 0, access=mmap.ACCESS_READ))
         with path.open("rb") as written:
-            return _parse(mmap.mmap(written.fileno(), 0, access=mmap.ACCESS_READ))
+            return _mapped(mmap.mmap(written.fileno(), 0, access=mmap.ACCESS_READ))
 
     def _is_private(self) -> bool:
         try:
@@ -150,17 +150,8 @@ def _open(path: Path, digest: str) -> MappedWeights | None:
     except (OSError, ValueError):
         return None
     # What is digested is what is used: the mapping, not another reading of the file.
-    return _parse(memory) if sha256(memory).hexdigest()[: len(digest)] == digest else None
+    return _mapped(memory) if sha256(memory).hexdigest()[: len(digest)] == digest else None
 
 
-def _parse(memory: mmap.mmap) -> MappedWeights:
-    n_header = int.from_bytes(memory[:8], "little")
-    header = json.loads(memory[8 : 8 + n_header])
-    arrays = {}
-    for name, entry in header.items():
-        start, stop = entry["data_offsets"]
-        dtype = np.dtype(NUMPY_DTYPES[entry["dtype"]])
-        count = (stop - start) // dtype.itemsize
-        array = np.frombuffer(memory, dtype=dtype, count=count, offset=8 + n_header + start)
-        arrays[name] = array.reshape(entry["shape"])
-    return MappedWeights(arrays, memory)
+def _mapped(memory: mmap.mmap) -> MappedWeights:
+    return MappedWeights({name: array for name, (_, array) in stored_arrays(memory).items()}, memory)

@@ -1,5 +1,6 @@
 """Tensors as bytes: safetensors in, safetensors out, everything in numpy. No torch here."""
 
+import mmap
 from collections.abc import Callable, Mapping
 from typing import Annotated, TypeAlias
 
@@ -60,7 +61,7 @@ def read_tensors(content: bytes, subject: str, *, wanted: Callable[[str], bool] 
             values beyond float32.
     """
     try:
-        stored = _parse(content)
+        stored = stored_arrays(content)
     except (ValueError, OverflowError) as error:
         raise CheckpointError(
             f"{subject}: not a whole safetensors file ({error}); fetch or write the file again"
@@ -169,8 +170,14 @@ def from_bits(bits: np.ndarray) -> np.ndarray:
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
-def _parse(content: bytes) -> dict[str, tuple[str, np.ndarray]]:
-    """Name to dtype and values as they lie there; bytes where NumPy has no such dtype.
+def stored_arrays(content: bytes | mmap.mmap) -> dict[str, tuple[str, np.ndarray]]:
+    """What lies in a safetensors file, as it lies there.
+
+    Args:
+        content: The whole file, which the arrays are views of.
+
+    Returns:
+        Name -> dtype as the file names it, and values; bytes where NumPy has no such dtype.
 
     Raises:
         ValueError: The header is none, or the tensors do not fill the file one behind the other.

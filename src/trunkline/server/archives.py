@@ -37,6 +37,7 @@ async def write_upload(chunks: AsyncIterator[bytes], path: Path, *, before_each:
     """
     with path.open("wb") as file:
         gathered: list[bytes] = []
+        n_bytes = 0
 
         def write() -> None:
             file.writelines(gathered)
@@ -45,8 +46,10 @@ async def write_upload(chunks: AsyncIterator[bytes], path: Path, *, before_each:
 
         async for chunk in chunks:
             gathered.append(chunk)
-            if sum(map(len, gathered)) >= _CHUNK:  # A hop to a thread for each packet would cost more than the writing.
+            n_bytes += len(chunk)
+            if n_bytes >= _CHUNK:  # A hop to a thread for each packet would cost more than the writing.
                 await asyncio.to_thread(write)
+                n_bytes = 0
         await asyncio.to_thread(write)
     return path
 
