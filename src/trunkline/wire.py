@@ -82,8 +82,8 @@ class TextSpan(msgspec.Struct, frozen=True, kw_only=True):
     confidence: float
 
 
-class _Answer(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):
-    """What all answers carry.
+class _Answer(msgspec.Struct, frozen=True, tag_field="kind"):
+    """What all answers carry; each kind has further fields, which are named where one is made.
 
     Attributes:
         index: Which of the texts or pairs.

@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from trunkline.core.errors import DataError
 from trunkline.server.archives import ARCHIVE_TYPES, open_source, unpack, write_upload
-from trunkline.server.bodies import body_chunks, decode_body
+from trunkline.server.bodies import Body, decode_body
 from trunkline.server.operation import Asked, JsonResponse, Operation
 from trunkline.wire import (
     ActivateRequest,
@@ -45,9 +45,9 @@ async def register(asked: Asked) -> Response:
         if content_type in ARCHIVE_TYPES:
             why, expected = _reason_of_query(asked), asked.request.query_params.get("version")
             limits = settings.limits
-            chunks = body_chunks(asked.request, max_bytes=limits.archive_bytes, seconds=limits.read_s)
+            content = Body(asked.request, max_bytes=limits.archive_bytes, seconds=limits.read_s)
             pace = asked.service.analyzer.engine.pace()
-            archive = await write_upload(chunks, Path(temporary) / "archive", before_each=pace)
+            archive = await write_upload(content, Path(temporary) / "archive", before_each=pace)
             work = partial(unpack, archive, folder, max_bytes=limits.archive_bytes, before_each=pace)
             await deployment.aside.prepare(work)
         else:

@@ -5,7 +5,6 @@ import math
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
-from typing import Any
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -155,10 +154,10 @@ class Analyzer:
         started = time.perf_counter()
         decoded = list(task_answers(encoded, part))
         timings = Timings(
-            queue_ms=round(1e3 * part.queued_s, 3),
-            trunk_ms=round(1e3 * part.trunk_s, 3),
-            branch_ms=round(1e3 * part.branch_s, 3),
-            decode_ms=round(1e3 * (time.perf_counter() - started), 3),
+            queue_ms=_milliseconds(part.queued_s),
+            trunk_ms=_milliseconds(part.trunk_s),
+            branch_ms=_milliseconds(part.branch_s),
+            decode_ms=_milliseconds(time.perf_counter() - started),
         )
         self._metrics.answered(part, decoded, timings)
         return [to_wire(each, question, timings) for each in decoded]
@@ -215,20 +214,19 @@ def _refuse_long(encoded: EncodedRequest) -> None:
                 )
 
 
+def _milliseconds(seconds: float) -> float:
+    return int(1e6 * seconds + 0.5) / 1e3  # As `round` does to three places, in half of its time: four an answer.
+
+
 def to_wire(answer: TaskAnswer, question: Question, timings: Timings) -> Answer:
     """An answer in the form that goes over the network."""
-    common: dict[str, Any] = {
-        "index": answer.index,
-        "task": answer.task,
-        "version": answer.version,
-        "label_schema_version": answer.label_schema_version,
-        "truncated": answer.truncated,
-        "timings": timings,
-    }
+    common = (
+        answer.index, answer.task, answer.version, answer.label_schema_version, answer.truncated, timings,
+    )  # fmt: skip
     found = answer.prediction
     if isinstance(found, LabelPrediction):
         return LabelAnswer(
-            **common,
+            *common,
             label=found.label,
             confidence=found.confidence,
             abstained=found.label is None,
@@ -238,15 +236,15 @@ def to_wire(answer: TaskAnswer, question: Question, timings: Timings) -> Answer:
     if isinstance(found, LabelsPrediction):
         chosen = [ScoredLabel(label=label, confidence=found.probabilities[label]) for label in found.labels]
         return LabelsAnswer(
-            **common,
+            *common,
             labels=sorted(chosen, key=lambda each: -each.confidence),
             top=_top(found.probabilities, question.top_k),
             probabilities=found.probabilities if question.probabilities else UNSET,
         )
     if isinstance(found, ScorePrediction):
-        return ScoreAnswer(**common, score=found.score)
+        return ScoreAnswer(*common, score=found.score)
     text = question.examples[answer.index].text
-    return SpansAnswer(**common, spans=_spans(found.spans, text, question.offsets))
+    return SpansAnswer(*common, spans=_spans(found.spans, text, question.offsets))
 
 
 def _top(probabilities: dict[str, float], top_k: int | None) -> list[ScoredLabel] | UnsetType:

@@ -6,12 +6,13 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import AsyncIterator, Callable, Generator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, TypeAlias, cast
 
 from trunkline.bundle.manifest import BRANCH_FILES
+from trunkline.server.bodies import Body
 from trunkline.server.refusals import refuse
 from trunkline.server.settings import Settings
 
@@ -27,11 +28,11 @@ _ZIP_HEAD_BYTES = 128 * 1024
 """Of the directory, and of the 64 KB that are searched for its place."""
 
 
-async def write_upload(chunks: AsyncIterator[bytes], path: Path, *, before_each: Callable[[], None]) -> Path:
+async def write_upload(body: Body, path: Path, *, before_each: Callable[[], None]) -> Path:
     """Write a body to a file as it comes.
 
     Args:
-        chunks: The body; errors as of `trunkline.server.bodies.body_chunks`.
+        body: Of the request; errors are its.
         path: Of the file.
         before_each: Is called in a thread before more than a megabyte is taken, and may let others go first.
     """
@@ -44,9 +45,9 @@ async def write_upload(chunks: AsyncIterator[bytes], path: Path, *, before_each:
             gathered.clear()
             before_each()
 
-        async for chunk in chunks:
-            gathered.append(chunk)
-            n_bytes += len(chunk)
+        while not body.is_read:
+            gathered.append(await body.piece())
+            n_bytes += len(gathered[-1])
             if n_bytes >= _CHUNK:  # A hop to a thread for each packet would cost more than the writing.
                 await asyncio.to_thread(write)
                 n_bytes = 0

@@ -2,7 +2,6 @@
 
 import asyncio
 import math
-from collections.abc import AsyncIterator
 from typing import TypeVar
 
 import msgspec
@@ -22,47 +21,62 @@ class ClientGoneError(TrunklineError):
     """The client closed its connection; nobody is left to be told."""
 
 
-async def read_body(request: Request, *, max_bytes: int, seconds: float) -> bytes:
-    """The whole body.
+class Body:
+    """The body of a request, piece by piece; ``seconds`` hold for each, ``whole_s`` for all.
 
-    Raises:
-        ServerError: 413: it is larger; 408: it took longer.
-        ClientGoneError: The connection was closed.
+    Attributes:
+        is_read: Whether there is no more.
     """
-    pieces = body_chunks(request, max_bytes=max_bytes, seconds=seconds, whole_s=_WHOLE_S)
-    chunks = [chunk async for chunk in pieces]
-    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
+    def __init__(self, request: Request, *, max_bytes: int, seconds: float, whole_s: float = math.inf) -> None:
+        """Take a request whose body is unread.
 
-async def body_chunks(
-    request: Request, *, max_bytes: int, seconds: float, whole_s: float = math.inf
-) -> AsyncIterator[bytes]:
-    """The body piece by piece; errors as of `read_body`, ``seconds`` hold for each piece, ``whole_s`` for all."""
-    stated = request.headers.get("content-length", "")
-    if stated.isdecimal() and int(stated) > max_bytes:
-        raise _too_large(stated, max_bytes)
-    total, loop = 0, asyncio.get_running_loop()
-    ends = loop.time() + whole_s
-    while True:
+        Raises:
+            ServerError: 413: it says that it is larger.
+        """
+        stated = request.headers.get("content-length", "")
+        if stated.isdecimal() and int(stated) > max_bytes:
+            raise _too_large(stated, max_bytes)
+        self.is_read = False
+        self._receive, self._max_bytes = request.receive, max_bytes
+        self._seconds, self._whole_s = seconds, whole_s
+        self._clock = asyncio.get_running_loop().time
+        self._ends = self._clock() + whole_s
+        self._total = 0
+
+    async def piece(self) -> bytes:
+        """The next one.
+
+        Raises:
+            ServerError: 413: all are larger; 408: it took longer.
+            ClientGoneError: The connection was closed.
+        """
         try:
-            async with asyncio.timeout_at(min(loop.time() + seconds, ends)):
-                message = await request.receive()
+            async with asyncio.timeout_at(min(self._clock() + self._seconds, self._ends)):
+                message = await self._receive()
         except TimeoutError as error:
-            waited = seconds if loop.time() < ends else whole_s
+            waited = self._seconds if self._clock() < self._ends else self._whole_s
             raise refuse(
                 408, "slow_body", f"body: nothing came, or it was not whole, for {waited:g} s; send it faster, or less",
                 Connection="close",
             ) from error  # fmt: skip
         if message["type"] == "http.disconnect":
             raise ClientGoneError("client: closed the connection before its request was read; nothing was done")
-        chunk = message.get("body", b"")
-        total += len(chunk)
-        if total > max_bytes:
-            raise _too_large(f"more than {max_bytes}", max_bytes)
-        if chunk:
-            yield chunk
-        if not message.get("more_body", False):
-            return
+        piece: bytes = message.get("body", b"")
+        self._total += len(piece)
+        if self._total > self._max_bytes:
+            raise _too_large(f"more than {self._max_bytes}", self._max_bytes)
+        self.is_read = not message.get("more_body", False)
+        return piece
+
+
+async def read_body(request: Request, *, max_bytes: int, seconds: float) -> bytes:
+    """The whole body; errors as of `Body`."""
+    body = Body(request, max_bytes=max_bytes, seconds=seconds, whole_s=_WHOLE_S)
+    pieces = [await body.piece()]
+    while not body.is_read:
+        pieces.append(await body.piece())
+    return b"".join(pieces)
 
 
 def refuse_encoded(request: Request) -> None:
