@@ -25,6 +25,7 @@ from trunkline.model.heads import start_at_frequencies
 from trunkline.model.score import answer, score_predictions
 from trunkline.model.tensors import write_tensors
 from trunkline.train.bench import Workbench, source_of, trunk_flops
+from trunkline.train.device import return_memory
 from trunkline.train.ledger import Needed
 from trunkline.train.loop import Fitted, Lesson, Source, fit, predict_logits
 from trunkline.train.prepare import PreparedTask, Split
@@ -87,7 +88,9 @@ def execute(
     with bench.ledger.running(spec.run_id, on_wait=lambda: bench.reporter.note(waiting)):
         found = bench.ledger.find(spec, needed=needed)
         if found is None:
-            return _run(bench, task, spec, start=start(), teach=teach, keep_model=needed == "model")
+            found = _run(bench, task, spec, start=start(), teach=teach, keep_model=needed == "model")
+            return_memory()
+            return found
     bench.ledger.renew(found)
     bench.reporter.run_finished(found, resumed=True)
     return found

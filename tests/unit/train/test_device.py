@@ -1,12 +1,13 @@
 """Devices, precision and trackers."""
 
+import platform
 from pathlib import Path
 
 import pytest
 
 from trunkline.core.errors import MissingDependencyError, SpecError, UnknownNameError
 from trunkline.train import device
-from trunkline.train.device import best_precision, make_accelerator
+from trunkline.train.device import best_precision, make_accelerator, return_memory
 
 
 @pytest.mark.parametrize(
@@ -36,3 +37,19 @@ def test_a_tracker_that_writes_files_needs_to_know_where(monkeypatch: pytest.Mon
     with pytest.raises(SpecError, match="tracker 'tensorboard': writes files; give log_dir"):
         make_accelerator(trackers=["tensorboard"])
     assert list(tmp_path.iterdir()) == []
+
+
+def _anonymous_megabytes() -> int:
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(status.partition("RssAnon:")[2].split()[0]) // 1024
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries keep less")
+def test_memory_that_nobody_uses_goes_back_to_the_system() -> None:
+    held = [bytes([1]) * 100_000 for _ in range(3000)]
+    last = held.pop()  # Lies above the others, so that freeing them shortens nothing.
+    held.clear()
+    before = _anonymous_megabytes()
+    return_memory()
+    assert before - _anonymous_megabytes() > 200
+    assert len(last) == 100_000
