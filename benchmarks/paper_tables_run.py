@@ -106,7 +106,7 @@ class Entry:
 # tuning.
 STUDY: tuple[Entry, ...] = (
     Entry("sst2", "accuracy", (2, 4, 8), (0,), MORE_TRAIN_ROWS, form="text"),
-    Entry("cola", "matthews", LAYERS, (0,), None, form="text"),
+    Entry("cola", "matthews", LAYERS, (0,), MORE_TRAIN_ROWS, form="text"),
     Entry("stsb", "pearson", LAYERS, (0,), None, kind="regression"),
     Entry("mrpc", "accuracy", LAYERS, (0,), None),
     Entry("rte", "accuracy", LAYERS, (0,), None),
