@@ -37,6 +37,9 @@ N_TEXTS, N_CANDIDATES = 64, 4096
 MARGIN = 0.05
 """Texts are asked for which every task is so far from another answer: in bf16 probabilities move by up to 0.02."""
 OPTIONS = ("--cache-mb", "0")
+N_SETTLING = 120
+"""Changes before anything is measured: a server whose tasks have canaries runs more branches a request, and its peak is
+lower."""
 _SWITCH_S = 0.0005
 
 
@@ -95,11 +98,13 @@ def measure(*, quick: bool, out: Path) -> Measured:  # noqa: ARG001 - every benc
         with Served(path, *OPTIONS) as server:
             asked, before = stable_texts(server, path)
             requests = bodies_of(server, asked)
+            changer = Changer(server.url, server.headers, list(before[0]), random.Random(SEED))
+            # A second version of each task, so that there is something to change to, and as many canaries as later.
+            changer.run(["upload"] * n_tasks, versions[:n_tasks], 0.0)
+            changer.run(shuffled_kinds(N_SETTLING, 0, changer.rng), [], 0.0)
+            settling, changer.made = changer.made, []
             peak = peak_of(server, requests, size.peak_s)
             print(f"{len(asked)} texts, peak {peak:.0f} requests a second", flush=True)
-            changer = Changer(server.url, server.headers, list(before[0]), random.Random(SEED))
-            # A second version of each task, so that there is something to change to; it is not counted.
-            changer.run(["upload"] * n_tasks, versions[:n_tasks], 0.0).made.clear()
             with _no_collections():
                 changer, stretches = _stretches(
                     server, requests, changer, versions[n_tasks:], size, SHARE_OF_PEAK * peak
@@ -109,7 +114,7 @@ def measure(*, quick: bool, out: Path) -> Measured:  # noqa: ARG001 - every benc
     start = {task: frozenset({seen.version}) for task, seen in before[0].items()}
     later = [{"percent": None, **entry} for entry in entries[1 + 3 * n_tasks :]]
     answered = [each for stretch in stretches for each in stretch.answered]
-    judged = judge(answered, timeline_of(later, start, changer.made), before)
+    judged = judge(answered, timeline_of(later, start, [*settling, *changer.made]), before)
     failed_changes = [f"{each.kind}: {each.failure}" for each in changer.made if each.seq is None]
     p99 = {changing: [each.p_ms(99) for each in stretches if each.changing == changing] for changing in (False, True)}
     return Measured(
