@@ -107,9 +107,9 @@ class Entry:
 STUDY: tuple[Entry, ...] = (
     Entry("sst2", "accuracy", (2, 4, 8), (0,), MORE_TRAIN_ROWS, form="text"),
     Entry("cola", "matthews", LAYERS, (0,), MORE_TRAIN_ROWS, form="text"),
-    Entry("stsb", "pearson", LAYERS, (0,), None, kind="regression"),
-    Entry("mrpc", "accuracy", LAYERS, (0,), None),
-    Entry("rte", "accuracy", LAYERS, (0,), None),
+    Entry("stsb", "pearson", LAYERS, (0,), rows=None, kind="regression"),
+    Entry("mrpc", "accuracy", LAYERS, (0,), rows=None),
+    Entry("rte", "accuracy", LAYERS, (0,), rows=None),
     Entry("qqp", "accuracy", LAYERS, (0,), dev_rows=DEV_ROWS),
     Entry("mnli", "accuracy", LAYERS, (0,), dev_rows=DEV_ROWS),
     Entry("qnli", "accuracy", LAYERS, (0,), dev_rows=DEV_ROWS),
@@ -168,7 +168,8 @@ def main() -> None:
     """Run what is open: the first seed of every task with its students at further exits, then the next seed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, help="begin no run after so many minutes")
-    parser.add_argument("--tasks", nargs="+", choices=[entry.name for entry in STUDY], help="these alone")
+    names = [entry.name for entry in STUDY]
+    parser.add_argument("--tasks", nargs="+", choices=names, default=names, help="these alone")
     arguments = parser.parse_args()
     minutes: float | None = arguments.minutes
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
@@ -185,7 +186,7 @@ def main() -> None:
         for record in kept_ledger().records():
             ledger.append(record)
     width = backbone.config.width
-    tasks = [(entry, entry.task()) for entry in STUDY if entry.name in (arguments.tasks or [entry.name])]
+    tasks = [(entry, entry.task()) for entry in STUDY if entry.name in arguments.tasks]
     for n_seeds in range(1, 1 + max(len(entry.seeds) for entry in STUDY)):
         asked = [
             (task, msgspec.structs.replace(ask(entry, width), seeds=entry.seeds[:n_seeds]))

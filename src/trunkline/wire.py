@@ -83,7 +83,7 @@ class TextSpan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Answer(msgspec.Struct, frozen=True, tag_field="kind"):
-    """What all answers carry; each kind has further fields, which are named where one is made.
+    """What all answers carry; given by place, in this order, where one is made: names take longer, once a task.
 
     Attributes:
         index: Which of the texts or pairs.

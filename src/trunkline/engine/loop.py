@@ -82,8 +82,7 @@ class Loop:
     def backlog(self) -> Backlog:
         """What waits or runs now."""
         with self._wake:
-            cost = self._scheduler.cost + self._running_cost
-            wait_s = cost * self._seconds / self._cost if self._cost else 0.0
+            wait_s = self._open_cost * self._seconds / self._cost if self._cost else 0.0
             return Backlog(self._scheduler.n_rows, self._scheduler.n_tokens, wait_s)
 
     def give_way(self, most_s: float) -> None:
@@ -93,7 +92,12 @@ class Loop:
             most_s: On an engine that always has something to do such work goes on after this time, only slower.
         """
         with self._rests:  # To look again and again would take the interpreter from requests a thousand times a second.
-            self._rests.wait_for(lambda: self._scheduler.cost + self._running_cost <= 0, timeout=most_s)
+            self._rests.wait_for(lambda: self._open_cost <= 0, timeout=most_s)
+
+    @property
+    def _open_cost(self) -> float:
+        """Of what waits or runs, 0 where the engine rests; the lock is held."""
+        return self._scheduler.cost + self._running_cost
 
     def submit(self, request: Request) -> None:
         """Queue what is not known yet; answers that are known are delivered at once.
@@ -156,7 +160,7 @@ class Loop:
             self._report(step, self.clock() - started)
         self._stepping = set()
         with self._rests:
-            if not self._scheduler.n_rows:
+            if self._open_cost <= 0:
                 self._rests.notify_all()
         return bool(taken)
 
