@@ -49,7 +49,7 @@ class AnalyzeRequest(Asked, frozen=True, kw_only=True):
     key: Annotated[str, Meta(max_length=256)] | None = None
 
 
-class Timings(msgspec.Struct, frozen=True, kw_only=True):
+class Timings(msgspec.Struct, frozen=True, gc=False):
     """Where the time of an answer went, in milliseconds; 0 where it was known from before.
 
     Attributes:
@@ -65,14 +65,14 @@ class Timings(msgspec.Struct, frozen=True, kw_only=True):
     decode_ms: float
 
 
-class ScoredLabel(msgspec.Struct, frozen=True, kw_only=True):
+class ScoredLabel(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A label and its probability, 0 to 1."""
 
     label: str
     confidence: float
 
 
-class TextSpan(msgspec.Struct, frozen=True, kw_only=True):
+class TextSpan(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One tagged span of the text; ``start`` and ``end`` in the unit asked for, ``end`` excluded."""
 
     label: str
@@ -82,7 +82,7 @@ class TextSpan(msgspec.Struct, frozen=True, kw_only=True):
     confidence: float
 
 
-class _Answer(msgspec.Struct, frozen=True, tag_field="kind"):
+class _Answer(msgspec.Struct, frozen=True, tag_field="kind", gc=False):
     """What all answers carry; given by place, in this order, where one is made: names take longer, once a task.
 
     Attributes:
@@ -102,7 +102,7 @@ class _Answer(msgspec.Struct, frozen=True, tag_field="kind"):
     timings: Timings
 
 
-class LabelAnswer(_Answer, frozen=True, kw_only=True, tag="label"):
+class LabelAnswer(_Answer, frozen=True, tag="label", gc=False):
     """Answer of a classification task.
 
     Attributes:
@@ -120,7 +120,7 @@ class LabelAnswer(_Answer, frozen=True, kw_only=True, tag="label"):
     probabilities: dict[str, float] | UnsetType = UNSET
 
 
-class LabelsAnswer(_Answer, frozen=True, kw_only=True, tag="labels"):
+class LabelsAnswer(_Answer, frozen=True, tag="labels", gc=False):
     """Answer of a multi-label task: labels that reach their threshold, the most probable first; the rest as above."""
 
     labels: list[ScoredLabel]
@@ -128,13 +128,13 @@ class LabelsAnswer(_Answer, frozen=True, kw_only=True, tag="labels"):
     probabilities: dict[str, float] | UnsetType = UNSET
 
 
-class ScoreAnswer(_Answer, frozen=True, kw_only=True, tag="score"):
+class ScoreAnswer(_Answer, frozen=True, tag="score", gc=False):
     """Answer of a regression task, in the unit of its training data."""
 
     score: float
 
 
-class SpansAnswer(_Answer, frozen=True, kw_only=True, tag="spans"):
+class SpansAnswer(_Answer, frozen=True, tag="spans", gc=False):
     """Answer of a tagging task, in the order of the text."""
 
     spans: list[TextSpan]

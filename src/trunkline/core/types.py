@@ -80,7 +80,7 @@ class Batch:
     mask: BatchMask
 
 
-class LabelPrediction(msgspec.Struct, frozen=True, tag="label", tag_field="kind", kw_only=True):
+class LabelPrediction(msgspec.Struct, frozen=True, tag="label", tag_field="kind", kw_only=True, gc=False):
     """Answer of a classification task.
 
     ``label`` is None when the branch abstains: its confidence lies under the branch's ``abstain_below``.
@@ -91,20 +91,20 @@ class LabelPrediction(msgspec.Struct, frozen=True, tag="label", tag_field="kind"
     probabilities: dict[str, float]
 
 
-class LabelsPrediction(msgspec.Struct, frozen=True, tag="labels", tag_field="kind", kw_only=True):
+class LabelsPrediction(msgspec.Struct, frozen=True, tag="labels", tag_field="kind", kw_only=True, gc=False):
     """Answer of a multi-label task: every label whose probability reaches its threshold."""
 
     labels: tuple[str, ...]
     probabilities: dict[str, float]
 
 
-class ScorePrediction(msgspec.Struct, frozen=True, tag="score", tag_field="kind", kw_only=True):
+class ScorePrediction(msgspec.Struct, frozen=True, tag="score", tag_field="kind", kw_only=True, gc=False):
     """Answer of a regression task, in the unit of the training data."""
 
     score: float
 
 
-class Span(msgspec.Struct, frozen=True, kw_only=True):
+class Span(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One tagged span: ``text[start:end]``, offsets in characters; confidence is its least sure word's."""
 
     label: str
@@ -114,7 +114,7 @@ class Span(msgspec.Struct, frozen=True, kw_only=True):
     confidence: float
 
 
-class SpansPrediction(msgspec.Struct, frozen=True, tag="spans", tag_field="kind", kw_only=True):
+class SpansPrediction(msgspec.Struct, frozen=True, tag="spans", tag_field="kind", kw_only=True, gc=False):
     """Answer of a tagging task."""
 
     spans: tuple[Span, ...]

@@ -14,7 +14,7 @@ from trunkline.model.score import Answer
 from trunkline.model.score import answer as judged
 
 
-class TaskAnswer(msgspec.Struct, frozen=True):
+class TaskAnswer(msgspec.Struct, frozen=True, gc=False):
     """One task's answer to one text.
 
     Attributes:
@@ -40,7 +40,7 @@ class TaskAnswer(msgspec.Struct, frozen=True):
     branch_s: float
 
 
-class RawAnswer(msgspec.Struct, frozen=True, eq=False):
+class RawAnswer(msgspec.Struct, frozen=True, eq=False, gc=False):
     """One task's logits for one text.
 
     Attributes:
@@ -76,20 +76,27 @@ def raw_answers(encoded: EncodedRequest, part: Part) -> Iterator[RawAnswer]:
             yield RawAnswer(index, logits, positions, row.truncated)
 
 
-def task_answers(encoded: EncodedRequest, part: Part) -> Iterator[TaskAnswer]:
-    """Decoded answers, text by text."""
+def predictions(encoded: EncodedRequest, part: Part) -> Iterator[tuple[int, Prediction, bool]]:
+    """Decoded answers, text by text: which of the texts, the answer, and whether the text was cut."""
     spec = part.branch.spec
     for raw in raw_answers(encoded, part):
         example = encoded.examples[raw.index]
         if spec.kind == "tagging":
             example = Example(text=example.text, word_spans=encoded.words(raw.index))
+        yield raw.index, decode(raw.of_words, spec, example, raw.positions), raw.truncated
+
+
+def task_answers(encoded: EncodedRequest, part: Part) -> Iterator[TaskAnswer]:
+    """As `predictions`, with who answered and where the time went."""
+    spec = part.branch.spec
+    for index, prediction, truncated in predictions(encoded, part):
         yield TaskAnswer(
-            index=raw.index,
+            index=index,
             task=spec.task,
             version=part.branch.digest,
             label_schema_version=spec.label_schema_version,
-            prediction=decode(raw.of_words, spec, example, raw.positions),
-            truncated=raw.truncated,
+            prediction=prediction,
+            truncated=truncated,
             queued_s=part.queued_s,
             trunk_s=part.trunk_s,
             branch_s=part.branch_s,

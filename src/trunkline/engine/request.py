@@ -12,7 +12,7 @@ from trunkline.core.types import Encoded
 from trunkline.engine.snapshot import LoadedBranch, LoadedTrunk
 
 
-class Part(msgspec.Struct, frozen=True, eq=False):
+class Part(msgspec.Struct, frozen=True, eq=False, gc=False):
     """Some answers of a request, as soon as they are there.
 
     Attributes:

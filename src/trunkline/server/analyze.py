@@ -5,13 +5,14 @@ import math
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
+from typing import TypeAlias
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from trunkline.core.errors import DataError
-from trunkline.core.types import Example, LabelPrediction, LabelsPrediction, ScorePrediction, Span
-from trunkline.engine.answers import RawAnswer, TaskAnswer, raw_answers, task_answers
+from trunkline.core.types import Example, LabelPrediction, LabelsPrediction, Prediction, ScorePrediction, Span
+from trunkline.engine.answers import RawAnswer, predictions, raw_answers
 from trunkline.engine.asking import AsyncParts, Collected
 from trunkline.engine.encoding import EncodedRequest, encode_request
 from trunkline.engine.engine import Engine
@@ -32,6 +33,9 @@ from trunkline.wire import (
     TextSpan,
     Timings,
 )
+
+
+_Common: TypeAlias = tuple[int, str, str, int, bool, Timings]
 
 
 class Question(msgspec.Struct, frozen=True):
@@ -152,15 +156,24 @@ class Analyzer:
 
     def _answers(self, question: Question, encoded: EncodedRequest, part: Part) -> list[Answer]:
         started = time.perf_counter()
-        decoded = list(task_answers(encoded, part))
+        decoded = list(predictions(encoded, part))
         timings = Timings(
-            queue_ms=_milliseconds(part.queued_s),
-            trunk_ms=_milliseconds(part.trunk_s),
-            branch_ms=_milliseconds(part.branch_s),
-            decode_ms=_milliseconds(time.perf_counter() - started),
+            _milliseconds(part.queued_s),
+            _milliseconds(part.trunk_s),
+            _milliseconds(part.branch_s),
+            _milliseconds(time.perf_counter() - started),
         )
-        self._metrics.answered(part, decoded, timings)
-        return [to_wire(each, question, timings) for each in decoded]
+        branch = part.branch
+        spec = branch.spec
+        answers = [
+            to_wire(
+                found, question,
+                (index, spec.task, branch.digest, spec.label_schema_version, truncated, timings),
+            )
+            for index, found, truncated in decoded
+        ]
+        self._metrics.answered(spec.task, timings, answers)
+        return answers
 
 
 def check_count(n_texts: int, limits: RequestLimits) -> None:
@@ -218,33 +231,29 @@ def _milliseconds(seconds: float) -> float:
     return int(1e6 * seconds + 0.5) / 1e3  # As `round` does to three places, in half of its time: four an answer.
 
 
-def to_wire(answer: TaskAnswer, question: Question, timings: Timings) -> Answer:
-    """An answer in the form that goes over the network."""
-    common = (
-        answer.index, answer.task, answer.version, answer.label_schema_version, answer.truncated, timings,
-    )  # fmt: skip
-    found = answer.prediction
+def to_wire(found: Prediction, question: Question, common: _Common) -> Answer:
+    """An answer in the form that goes over the network; `common` is what all kinds begin with."""
     if isinstance(found, LabelPrediction):
         return LabelAnswer(
             *common,
-            label=found.label,
-            confidence=found.confidence,
-            abstained=found.label is None,
-            top=_top(found.probabilities, question.top_k),
-            probabilities=found.probabilities if question.probabilities else UNSET,
+            found.label,
+            found.confidence,
+            found.label is None,
+            _top(found.probabilities, question.top_k),
+            found.probabilities if question.probabilities else UNSET,
         )
     if isinstance(found, LabelsPrediction):
         chosen = [ScoredLabel(label=label, confidence=found.probabilities[label]) for label in found.labels]
         return LabelsAnswer(
             *common,
-            labels=sorted(chosen, key=lambda each: -each.confidence),
-            top=_top(found.probabilities, question.top_k),
-            probabilities=found.probabilities if question.probabilities else UNSET,
+            sorted(chosen, key=lambda each: -each.confidence),
+            _top(found.probabilities, question.top_k),
+            found.probabilities if question.probabilities else UNSET,
         )
     if isinstance(found, ScorePrediction):
-        return ScoreAnswer(*common, score=found.score)
-    text = question.examples[answer.index].text
-    return SpansAnswer(*common, spans=_spans(found.spans, text, question.offsets))
+        return ScoreAnswer(*common, found.score)
+    text = question.examples[common[0]].text
+    return SpansAnswer(*common, _spans(found.spans, text, question.offsets))
 
 
 def _top(probabilities: dict[str, float], top_k: int | None) -> list[ScoredLabel] | UnsetType:

@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import msgspec
 from starlette.requests import Request
+from starlette.types import Message
 
 from trunkline.core.errors import TrunklineError
 from trunkline.server.refusals import malformed, refuse
@@ -15,6 +16,8 @@ _WHOLE_S = 60.0
 """A body that comes byte by byte ends, too."""
 _LOOK_AFTER_S = 0.25
 """Most requests are answered before; only then somebody looks whether their client is still there."""
+ALL_HERE = "trunkline.all_here"
+"""In the scope of a request once all of its body has come: nobody need watch the time while it is read."""
 
 
 class ClientGoneError(TrunklineError):
@@ -38,6 +41,7 @@ class Body:
         if stated.isdecimal() and int(stated) > max_bytes:
             raise _too_large(stated, max_bytes)
         self.is_read = False
+        self._is_here = ALL_HERE in request.scope
         self._receive, self._max_bytes = request.receive, max_bytes
         self._seconds, self._whole_s = seconds, whole_s
         self._clock = asyncio.get_running_loop().time
@@ -51,15 +55,7 @@ class Body:
             ServerError: 413: all are larger; 408: it took longer.
             ClientGoneError: The connection was closed.
         """
-        try:
-            async with asyncio.timeout_at(min(self._clock() + self._seconds, self._ends)):
-                message = await self._receive()
-        except TimeoutError as error:
-            waited = self._seconds if self._clock() < self._ends else self._whole_s
-            raise refuse(
-                408, "slow_body", f"body: nothing came, or it was not whole, for {waited:g} s; send it faster, or less",
-                Connection="close",
-            ) from error  # fmt: skip
+        message = await (self._receive() if self._is_here else self._in_time())
         if message["type"] == "http.disconnect":
             raise ClientGoneError("client: closed the connection before its request was read; nothing was done")
         piece: bytes = message.get("body", b"")
@@ -68,6 +64,17 @@ class Body:
             raise _too_large(f"more than {self._max_bytes}", self._max_bytes)
         self.is_read = not message.get("more_body", False)
         return piece
+
+    async def _in_time(self) -> Message:
+        try:
+            async with asyncio.timeout_at(min(self._clock() + self._seconds, self._ends)):
+                return await self._receive()
+        except TimeoutError as error:
+            waited = self._seconds if self._clock() < self._ends else self._whole_s
+            raise refuse(
+                408, "slow_body", f"body: nothing came, or it was not whole, for {waited:g} s; send it faster, or less",
+                Connection="close",
+            ) from error  # fmt: skip
 
 
 async def read_body(request: Request, *, max_bytes: int, seconds: float) -> bytes:

@@ -6,6 +6,8 @@ from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from trunkline.server.bodies import ALL_HERE
+
 MAX_HEAD_BYTES = 32 * 1024
 """Of request line and headers together."""
 SEND_BYTES = 128 * 1024
@@ -21,6 +23,7 @@ class ImpatientProtocol(HttpToolsProtocol):
 
     read_s = 10.0
     _in_head = True
+    _head_begun = False
     _in_trailer = False
     _head_bytes = 0
     _head_timer: asyncio.TimerHandle | None = None
@@ -64,14 +67,13 @@ class ImpatientProtocol(HttpToolsProtocol):
                 return
         # Bytes that begin no request, or the rest of one that was answered early: uvicorn waits for more without end.
         cycle: RequestResponseCycle | None = self.cycle
-        if self._head_timer is None and (cycle is None or cycle.response_complete):
+        if self._head_timer is None and (self._head_begun or cycle is None or cycle.response_complete):
             self._head_timer = self.loop.call_later(self.read_s, self._give_up)
 
     def on_message_begin(self) -> None:
-        """A further request on a connection that was kept."""
+        """A head begins; most come whole, so that nobody needs to wait for the rest."""
         super().on_message_begin()
-        if self._head_timer is None:
-            self._wait_for_head()
+        self._head_begun = True
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header; those behind a body (trailers) are not wanted, and must not fill memory."""
@@ -95,6 +97,7 @@ class ImpatientProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """What comes next is another head."""
         super().on_message_complete()
+        self.scope[ALL_HERE] = True  # type: ignore[typeddict-unknown-key]
         self._in_head, self._in_trailer, self._head_bytes = True, False, 0
 
     def _wait_for_head(self) -> None:
@@ -102,7 +105,7 @@ class ImpatientProtocol(HttpToolsProtocol):
         self._head_timer = self.loop.call_later(self.read_s, self._give_up)
 
     def _head_arrived(self) -> None:
-        self._in_head = False
+        self._in_head = self._head_begun = False
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None

@@ -8,7 +8,6 @@ else counts.
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import accumulate
 
 import numpy as np
@@ -16,11 +15,9 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 
-from trunkline.core.types import LabelPrediction
-from trunkline.engine.answers import TaskAnswer
 from trunkline.engine.engine import Engine
-from trunkline.engine.request import Part, StepReport
-from trunkline.wire import Timings
+from trunkline.engine.request import StepReport
+from trunkline.wire import Answer, LabelAnswer, Timings
 
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -61,34 +58,33 @@ class Histogram:
         return self._sum
 
 
-@dataclass(slots=True)
 class _OfTask:
-    texts: int = 0
-    abstained: int = 0
-    stages: tuple[Histogram, ...] = field(default_factory=lambda: tuple(Histogram(SECONDS) for _ in STAGES))
-    confidence: Histogram = field(default_factory=lambda: Histogram(CONFIDENCE))
-    _seconds: list[tuple[float, ...]] = field(default_factory=list)
-    _confidences: list[float] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.texts, self.abstained = 0, 0
+        self.stages = tuple(Histogram(SECONDS) for _ in STAGES)
+        self.confidence = Histogram(CONFIDENCE)
+        self._timings: list[Timings] = []
+        self._confidences: list[float] = []
 
-    def note(self, seconds: tuple[float, ...], answers: Sequence[TaskAnswer]) -> None:
+    def note(self, timings: Timings, answers: Sequence[Answer]) -> None:
         """Note what one branch answered to one request, and what each stage took."""
         self.texts += len(answers)
-        self._seconds.append(seconds)
+        self._timings.append(timings)
         for answer in answers:
-            found = answer.prediction
-            if isinstance(found, LabelPrediction):
-                self._confidences.append(found.confidence)
-                self.abstained += found.label is None
-        if len(self._seconds) == _NOTED:
+            if isinstance(answer, LabelAnswer):
+                self._confidences.append(answer.confidence)
+                self.abstained += answer.abstained
+        if len(self._timings) == _NOTED:
             self.sort_in()
 
     def sort_in(self) -> None:
         """Sort what was noted into buckets."""
-        noted = np.array(self._seconds, dtype=np.float64).reshape(-1, len(STAGES))
-        for histogram, values in zip(self.stages, noted.T, strict=True):
+        rows = [(each.queue_ms, each.trunk_ms, each.branch_ms, each.decode_ms) for each in self._timings]
+        seconds = np.array(rows, dtype=np.float64).reshape(-1, len(STAGES)) / 1e3
+        for histogram, values in zip(self.stages, seconds.T, strict=True):
             histogram.observe_all(values)
         self.confidence.observe_all(np.array(self._confidences, dtype=np.float64))
-        self._seconds, self._confidences = [], []
+        self._timings, self._confidences = [], []
 
 
 class Metrics:
@@ -127,12 +123,12 @@ class Metrics:
         self._tokens.observe(step.n_tokens)
         self._busy_s += step.seconds
 
-    def answered(self, part: Part, answers: Sequence[TaskAnswer], timings: Timings) -> None:
+    def answered(self, task: str, timings: Timings, answers: Sequence[Answer]) -> None:
         """Count what one branch answered to one request."""
-        counts = self._tasks.get(part.branch.spec.task)
+        counts = self._tasks.get(task)
         if counts is None:
-            counts = self._tasks[part.branch.spec.task] = _OfTask()
-        counts.note((part.queued_s, part.trunk_s, part.branch_s, timings.decode_ms / 1e3), answers)
+            counts = self._tasks[task] = _OfTask()
+        counts.note(timings, answers)
 
     def requested(self, route: str, method: str, status: int, seconds: float) -> None:
         """Count a request of a known route."""
