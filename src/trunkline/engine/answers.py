@@ -76,14 +76,23 @@ def raw_answers(encoded: EncodedRequest, part: Part) -> Iterator[RawAnswer]:
             yield RawAnswer(index, logits, positions, row.truncated)
 
 
-def predictions(encoded: EncodedRequest, part: Part) -> Iterator[tuple[int, Prediction, bool]]:
-    """Decoded answers, text by text: which of the texts, the answer, and whether the text was cut."""
+def predictions(encoded: EncodedRequest, part: Part, *, best_only: bool = False) -> list[tuple[int, Prediction, bool]]:
+    """Decoded answers, text by text: which of the texts, the answer, and whether the text was cut.
+
+    Args:
+        encoded: What was asked.
+        part: What was found.
+        best_only: See `trunkline.model.decode.decode`.
+    """
     spec = part.branch.spec
+    found = []
     for raw in raw_answers(encoded, part):
         example = encoded.examples[raw.index]
         if spec.kind == "tagging":
             example = Example(text=example.text, word_spans=encoded.words(raw.index))
-        yield raw.index, decode(raw.of_words, spec, example, raw.positions), raw.truncated
+        prediction = decode(raw.of_words, spec, example, raw.positions, best_only=best_only)
+        found.append((raw.index, prediction, raw.truncated))
+    return found
 
 
 def task_answers(encoded: EncodedRequest, part: Part) -> Iterator[TaskAnswer]:

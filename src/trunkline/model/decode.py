@@ -24,7 +24,9 @@ DEFAULT_THRESHOLD = 0.5
 """Probability from which a multi-label task gives a label, where calibration has set no other."""
 
 
-def decode(logits: Logits, branch: BranchSpec, example: Example, positions: np.ndarray | None) -> Prediction:
+def decode(
+    logits: Logits, branch: BranchSpec, example: Example, positions: np.ndarray | None, *, best_only: bool = False
+) -> Prediction:
     """Turn one row's logits into its answer.
 
     Args:
@@ -33,6 +35,8 @@ def decode(logits: Logits, branch: BranchSpec, example: Example, positions: np.n
         example: The row; tagging reads its text and ``word_spans``.
         positions: For tagging: (words,) from `word_positions`; words with -1 are ``O``, words with -2 continue the
             word before. Others ignore it.
+        best_only: Leave the other labels of a classification out of its ``probabilities``: with a hundred of them to
+            name each takes longer than all the rest.
 
     Raises:
         NonFiniteError: A logit is NaN or infinite.
@@ -44,15 +48,19 @@ def decode(logits: Logits, branch: BranchSpec, example: Example, positions: np.n
     if branch.kind == "tagging":
         return _decode_spans(logits, branch, example, positions=positions)
     values = probabilities(logits, branch)
-    shares = dict(zip(branch.labels, values.tolist(), strict=True))
     if branch.kind == "multilabel":
+        shares = dict(zip(branch.labels, values.tolist(), strict=True))
         thresholds = branch.calibration.thresholds or (DEFAULT_THRESHOLD,) * len(branch.labels)
         chosen = (label for label, floor in zip(branch.labels, thresholds, strict=True) if shares[label] >= floor)
         return LabelsPrediction(labels=tuple(chosen), probabilities=shares)
-    best = branch.labels[int(values.argmax())]
+    index = int(values.argmax())
+    best, confidence = branch.labels[index], float(values[index])
     floor = branch.calibration.abstain_below
-    abstains = floor is not None and shares[best] < floor
-    return LabelPrediction(label=None if abstains else best, confidence=shares[best], probabilities=shares)
+    return LabelPrediction(
+        label=None if floor is not None and confidence < floor else best,
+        confidence=confidence,
+        probabilities={best: confidence} if best_only else dict(zip(branch.labels, values.tolist(), strict=True)),
+    )
 
 
 def check_logits(logits: Logits, branch: BranchSpec) -> None:

@@ -34,7 +34,6 @@ from trunkline.wire import (
     Timings,
 )
 
-
 _Common: TypeAlias = tuple[int, str, str, int, bool, Timings]
 
 
@@ -156,20 +155,13 @@ class Analyzer:
 
     def _answers(self, question: Question, encoded: EncodedRequest, part: Part) -> list[Answer]:
         started = time.perf_counter()
-        decoded = list(predictions(encoded, part))
-        timings = Timings(
-            _milliseconds(part.queued_s),
-            _milliseconds(part.trunk_s),
-            _milliseconds(part.branch_s),
-            _milliseconds(time.perf_counter() - started),
-        )
+        best_only = question.top_k is None and not question.probabilities
+        decoded = predictions(encoded, part, best_only=best_only)
+        timings = _timings(part, time.perf_counter() - started)
         branch = part.branch
         spec = branch.spec
         answers = [
-            to_wire(
-                found, question,
-                (index, spec.task, branch.digest, spec.label_schema_version, truncated, timings),
-            )
+            to_wire(found, question, (index, spec.task, branch.digest, spec.label_schema_version, truncated, timings))
             for index, found, truncated in decoded
         ]
         self._metrics.answered(spec.task, timings, answers)
@@ -227,8 +219,10 @@ def _refuse_long(encoded: EncodedRequest) -> None:
                 )
 
 
-def _milliseconds(seconds: float) -> float:
-    return int(1e6 * seconds + 0.5) / 1e3  # As `round` does to three places, in half of its time: four an answer.
+def _timings(part: Part, decode_s: float) -> Timings:
+    seconds = (part.queued_s, part.trunk_s, part.branch_s, decode_s)
+    # As `round` does to three places, in half of its time: four an answer.
+    return Timings(*[int(1e6 * each + 0.5) / 1e3 for each in seconds])
 
 
 def to_wire(found: Prediction, question: Question, common: _Common) -> Answer:

@@ -8,10 +8,50 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from trunkline.server.bodies import ALL_HERE
 
+_CONTINUE = b"HTTP/1.1 100 "
 MAX_HEAD_BYTES = 32 * 1024
 """Of request line and headers together."""
 SEND_BYTES = 128 * 1024
 """What the system may hold of an answer that a client does not read; by itself it takes megabytes a connection."""
+
+
+class WholeAnswers:
+    """A transport that sends the head of an answer together with what follows: one packet, and one call of the system.
+
+    ASGI wants it so: nothing of an answer is sent before the first of its body.
+    """
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        """Take the one that sends."""
+        self._transport = transport
+        self._head = b""
+        self.comes_head = True
+
+    def __getattr__(self, name: str) -> Any:
+        """All else is as it was."""
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        """Send, but for the head of an answer, which is kept until there is more."""
+        if self.comes_head and not data.startswith(_CONTINUE):
+            self._head, self.comes_head = data, False
+        elif self._head:
+            self._transport.writelines((self._head, data))
+            self._head = b""
+        else:
+            self._transport.write(data)
+
+    def answer_ended(self) -> None:
+        """Send what was kept; a head comes next."""
+        if self._head:
+            self._transport.write(self._head)
+            self._head = b""
+        self.comes_head = True
+
+    def close(self) -> None:
+        """Send what was kept, and close."""
+        self.answer_ended()
+        self._transport.close()
 
 
 class ImpatientProtocol(HttpToolsProtocol):
@@ -31,7 +71,8 @@ class ImpatientProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: Any) -> None:
         """Begin to wait for a head."""
-        super().connection_made(transport)
+        self._whole = WholeAnswers(transport)
+        super().connection_made(cast("asyncio.Transport", self._whole))
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)
         self._wait_for_head()
 
@@ -40,6 +81,11 @@ class ImpatientProtocol(HttpToolsProtocol):
         self._head_arrived()
         self._read_on()
         super().connection_lost(exc)
+
+    def on_response_complete(self) -> None:
+        """What was kept of the answer, where it has no body, must go."""
+        self._whole.answer_ended()
+        super().on_response_complete()
 
     def pause_writing(self) -> None:
         """More lies unread than the socket takes: begin to wait for the client."""
@@ -97,7 +143,7 @@ class ImpatientProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """What comes next is another head."""
         super().on_message_complete()
-        self.scope[ALL_HERE] = True  # type: ignore[typeddict-unknown-key]
+        self.scope[ALL_HERE] = True  # type: ignore[literal-required]
         self._in_head, self._in_trailer, self._head_bytes = True, False, 0
 
     def _wait_for_head(self) -> None:

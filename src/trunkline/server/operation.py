@@ -1,7 +1,7 @@
 """What the server offers, as a table: routes, authorization and OpenAPI are made from it."""
 
 import logging
-import os
+import random
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
@@ -23,6 +23,7 @@ Needs: TypeAlias = Literal["nothing", "infer", "owner", "changes"]
 """Whose key it takes: nobody's; anybody's; the owner's of the task in the path; anybody's who changes tasks."""
 _ID_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")
 _LONGEST_ID = 64
+_IDS = random.Random()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -185,7 +186,7 @@ def request_id_of(given: str | None) -> str:
     """The id that the client gave its request, where it is harmless; else a new one."""
     if given and len(given) <= _LONGEST_ID and _ID_CHARACTERS.issuperset(given):
         return given
-    return os.urandom(16).hex()
+    return f"{_IDS.getrandbits(128):032x}"
 
 
 def authorize(service: Service, request: Request, needs: Needs) -> Caller:

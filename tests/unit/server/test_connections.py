@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
 
 import pytest
@@ -10,7 +10,7 @@ import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.server import ServerState
 
-from trunkline.server.connections import MAX_HEAD_BYTES, protocol_of
+from trunkline.server.connections import MAX_HEAD_BYTES, WholeAnswers, protocol_of
 
 READ_S = 0.2
 LARGE = 8 * 2**20
@@ -161,5 +161,77 @@ def test_bytes_behind_an_answer_do_not_keep_a_connection(more: bytes) -> None:
             await asyncio.sleep(READ_S / 4)
             await tell(client, more)
             assert (await said(client)).startswith(b"HTTP/1.1 401")
+
+    asyncio.run(run())
+
+
+class Packets(asyncio.Transport):
+    """What is sent, call by call."""
+
+    def __init__(self) -> None:
+        self.sent: list[bytes] = []
+
+    def write(self, data: bytes) -> None:  # type: ignore[override]
+        self.sent.append(data)
+
+    def writelines(self, pieces: Iterable[bytes]) -> None:  # type: ignore[override]
+        self.sent.append(b"".join(pieces))
+
+    def close(self) -> None:
+        self.sent.append(b"closed")
+
+
+def test_the_head_of_an_answer_goes_with_the_first_of_its_body() -> None:
+    packets = Packets()
+    whole = WholeAnswers(packets)
+    for answer in (b"1", b"2"):
+        for piece in (b"head" + answer, b"body" + answer, b"more" + answer):
+            whole.write(piece)
+        whole.answer_ended()
+    assert packets.sent == [b"head1body1", b"more1", b"head2body2", b"more2"]
+
+
+def test_a_head_without_a_body_goes_when_the_answer_ends_or_the_connection() -> None:
+    packets = Packets()
+    whole = WholeAnswers(packets)
+    whole.write(b"head1")
+    whole.answer_ended()
+    whole.write(b"head2")
+    whole.close()
+    assert packets.sent == [b"head1", b"head2", b"closed"]
+
+
+def test_a_client_that_waits_for_a_word_before_its_body_gets_it() -> None:
+    async def answer(_scope: Scope, receive: Receive, send: Send) -> None:
+        body = (await receive())["body"]
+        headers = [(b"connection", b"close"), (b"content-length", b"%d" % len(body))]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    async def run() -> None:
+        async with connected(answer) as client:
+            head = b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n"
+            await tell(client, head)
+            async with asyncio.timeout(10 * READ_S):
+                word = await asyncio.get_running_loop().sock_recv(client, 1 << 16)
+            assert word == b"HTTP/1.1 100 Continue\r\n\r\n"
+            await tell(client, b"body")
+            assert (await said(client)).endswith(b"\r\n\r\nbody")
+
+    asyncio.run(run())
+
+
+def test_an_answer_to_head_has_no_body_and_comes() -> None:
+    async def answer(_scope: Scope, _receive: Receive, send: Send) -> None:
+        headers = [(b"connection", b"close"), (b"content-length", b"4")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def run() -> None:
+        async with connected(answer) as client:
+            await tell(client, b"HEAD / HTTP/1.1\r\nHost: h\r\n\r\n")
+            told = await said(client)
+            assert told.startswith(b"HTTP/1.1 200")
+            assert told.endswith(b"\r\n\r\n")
 
     asyncio.run(run())
