@@ -31,6 +31,8 @@ from trunkline.model.score import Answer
 LIMITS = Limits(batch_tokens=512, batch_rows=128, queued_rows=65_536, queued_tokens=4_194_304)
 EXAMPLES_PER_REQUEST = 512
 """Of `Engine.predict`: so many texts are encoded while as many run."""
+_REPLAYED_TOKENS = 128
+"""Golden inputs are replayed so many tokens at a time: a piece of work that is short beside requests, but not eight."""
 _MANY_BATCHES = 200
 """After so many batches it is known which shapes are frequent."""
 _WARM_SHARE = 0.9
@@ -188,7 +190,7 @@ class Engine:
             trunk = after.trunk.twin()
             for state, branch in new:
                 golden = state.golden(branch.spec.task)
-                replay(golden, branch, trunk, self.backend, before_each=pace)
+                replay(golden, branch, trunk, self.backend, most_tokens=_REPLAYED_TOKENS, before_each=pace)
             if set(after.trunk.segments) <= set(before.trunk.segments):
                 trunk = trunk.without_layers()  # They are warm; branches are warmed on what the embeddings give.
             branches = [branch for _, branch in new]

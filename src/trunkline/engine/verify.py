@@ -1,7 +1,7 @@
 """Whether a bundle is whole and still answers as it did when its branches were written."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from trunkline.bundle.golden import TOLERANCE_INT8, Golden
 from trunkline.bundle.store import open_bundle
 from trunkline.core.errors import VerificationError
 from trunkline.core.specs import BranchSpec
+from trunkline.core.types import Encoded
 from trunkline.engine.backends.base import Backend, BackendName, Precision
 from trunkline.engine.backends.choose import choose_backend
 from trunkline.engine.runner import Runner
@@ -93,9 +94,10 @@ def replay(
     trunk: LoadedTrunk,
     backend: Backend,
     *,
+    most_tokens: int = 1,
     before_each: Callable[[], None] = lambda: None,
 ) -> VerifiedTask:
-    """Run a branch's golden inputs, each alone, and compare what comes with what is stored.
+    """Run a branch's golden inputs and compare what comes with what is stored.
 
     Below fp32 a classifier that gives the same label may differ by more: in bf16 and fp16 by `_ROOM` times the
     tolerance, because a text that it is unsure of doubles what rounding does; in int8 by anything.
@@ -105,7 +107,8 @@ def replay(
         loaded: The branch, ready to run.
         trunk: Ready to run, with a segment that ends at the branch's exit.
         backend: Compiled both.
-        before_each: Is called before each input is run, and may let others go first.
+        most_tokens: Inputs are run together as long as they have no more tokens; 1 runs each alone.
+        before_each: Is called before each run, and may let others go first.
 
     Raises:
         VerificationError: It answers otherwise than it did, or there is no tolerance for the backend's precision.
@@ -118,12 +121,12 @@ def replay(
             f"task {spec.task!r}: its golden inputs have no tolerance for {precision!r}; there is one for "
             f"{', '.join(sorted(golden.tolerance)) or 'nothing'}; write the branch anew"
         )
-    runner, one = Runner(backend), np.zeros(1, dtype=np.int64)
-    found = []
-    for row in trunk.tokenizer.encode(golden.examples(), max_length=spec.max_length):
+    runner = Runner(backend)
+    found: list[np.ndarray] = []
+    for rows in _together(trunk.tokenizer.encode(golden.examples(), max_length=spec.max_length), most_tokens):
         before_each()
-        (ran,) = runner.run(trunk, [row], {loaded: one})
-        found.append(ran.logits[0].reshape(-1, spec.n_outputs))
+        (ran,) = runner.run(trunk, rows, {loaded: np.arange(len(rows))})
+        found += [logits.reshape(-1, spec.n_outputs) for logits in ran.logits]
     answers = [np.asarray(lines, dtype=np.float32) for lines in golden.logits]
     differences = [_difference(spec, *pair, precision) for pair in zip(answers, found, strict=True)]
     tolerance = tolerances[precision]
@@ -146,6 +149,18 @@ def replay(
         largest_difference=max(differences),
         tolerance=tolerance,
     )
+
+
+def _together(rows: Sequence[Encoded], most_tokens: int) -> Iterator[list[Encoded]]:
+    """Rows in their order, as many at a time as have so many tokens; at least one."""
+    held: list[Encoded] = []
+    for row in rows:
+        if held and sum(len(each.token_ids) for each in (*held, row)) > most_tokens:
+            yield held
+            held = []
+        held.append(row)
+    if held:
+        yield held
 
 
 def _same_label(spec: BranchSpec, expected: np.ndarray, found: np.ndarray) -> bool:

@@ -4,6 +4,7 @@ import msgspec
 import pytest
 
 from tests.tiny import tiny_backbone
+from tests.tiny_engines import snapshot_of
 from trunkline.core.costs import CostTable
 from trunkline.core.errors import SpecError
 from trunkline.core.specs import convert_spec
@@ -40,3 +41,17 @@ def test_costs_of_a_tiny_backbone_are_a_table_that_the_planner_takes() -> None:
 def test_what_cannot_be_measured_is_refused(asked: dict[str, int], message: str) -> None:
     with pytest.raises(SpecError, match=message):
         measure_costs(tiny_backbone(), TorchBackend(), **asked)
+
+
+@pytest.mark.parametrize(("enough_s", "n_runs", "seconds"), [(0.5, 2, 0.4), (1.0, 1, 0.9), (0.1, 5, 0.3)])
+def test_a_branch_is_run_until_it_is_fast_enough(
+    monkeypatch: pytest.MonkeyPatch, enough_s: float, n_runs: int, seconds: float
+) -> None:
+    snapshot, backend = snapshot_of(TorchBackend(), "intent"), TorchBackend()
+    took, pauses = iter((0.9, 0.4, 0.3, 0.7, 0.6)), list[None]()
+    monkeypatch.setattr(measure, "_timed", lambda run: (run(), next(took))[1])
+    found = measure.branch_seconds(
+        snapshot.branches["intent"], snapshot.trunk, backend, enough_s=enough_s,
+        before_each=lambda: pauses.append(None),
+    )  # fmt: skip
+    assert (found, len(pauses)) == (seconds, n_runs)

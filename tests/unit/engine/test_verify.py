@@ -11,6 +11,7 @@ from trunkline.bundle.merge import merge
 from trunkline.bundle.store import StoredBranch, write_branch
 from trunkline.core.errors import DigestMismatchError, VerificationError
 from trunkline.engine.backends.openvino import OpenVinoBackend
+from trunkline.engine.backends.torch import TorchBackend
 from trunkline.engine.snapshot import load_snapshot
 from trunkline.engine.verify import replay, verify
 
@@ -106,6 +107,21 @@ def test_in_bf16_a_classifier_that_gives_the_same_label_may_differ_by_more(
     else:
         with pytest.raises(VerificationError, match=r"probabilities that differ by .*; 0\.02 is allowed"):
             replay(told, snapshot.branches["intent"], snapshot.trunk, backend)
+
+
+@pytest.mark.parametrize(("most_tokens", "least_runs"), [(1, 8), (40, 2), (10_000, 1)])
+def test_golden_inputs_may_be_run_together(tmp_path: Path, most_tokens: int, least_runs: int) -> None:
+    bundle, backend = make_bundle(tmp_path, "intent", "slots"), TorchBackend()
+    snapshot, runs = load_snapshot(bundle, backend), list[None]()
+    for task in ("intent", "slots"):
+        runs.clear()
+        found = replay(
+            bundle.branch(task).golden, snapshot.branches[task], snapshot.trunk, backend, most_tokens=most_tokens,
+            before_each=lambda: runs.append(None),
+        )  # fmt: skip
+        assert found.n_inputs == 8
+        assert least_runs <= len(runs) <= 8
+        assert (len(runs) == 8) == (most_tokens == 1)
 
 
 def more_certain(stored: StoredBranch, by: float) -> Golden:
