@@ -166,7 +166,12 @@ def _stored_branch(task: OwnLayers, config: EncoderConfig) -> StoredBranch:
     )
     digest = _digest(task.name, config.width, task.exit_layer, task.own_layers, task.kind)
     return StoredBranch(
-        spec=spec, tensors=_Drawn(_shapes(task, config), digest), golden=_GOLDEN, digest=digest, files={}
+        spec=spec,
+        tensors=_Drawn(_shapes(task, config), digest),
+        golden=_GOLDEN,
+        digest=digest,
+        files={},
+        contents={},
     )
 
 

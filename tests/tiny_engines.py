@@ -47,7 +47,7 @@ def stored_branch(task: str, backbone: Backbone, *, seed: int = 0, **changes: An
     """A branch as a bundle gives it; its digest is made up, and another for every other content."""
     made = make_branch(task, backbone, seed=seed, **changes)
     digest = hashlib.sha256(repr((made.spec, seed, backbone.chain)).encode()).hexdigest()
-    return StoredBranch(made.spec, made.tensors, made.golden, digest, {})
+    return StoredBranch(made.spec, made.tensors, made.golden, digest, {}, {})
 
 
 @cache

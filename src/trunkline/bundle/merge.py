@@ -105,8 +105,8 @@ def merge(
             tasks={branch.spec.task: task_entry(branch) for branch in branches},
         )
         check_manifest(manifest, f"{out}")
-        for branch, folder in zip(branches, branch_folders, strict=True):
-            copy_branch(branch, folder, staging / branch_folder(branch.spec.task, branch.digest))
+        for branch in branches:
+            copy_branch(branch, staging / branch_folder(branch.spec.task, branch.digest))
         write_file(staging / LOCK_NAME, b"")
         write_file(staging / MANIFEST_NAME, encode_manifest(manifest))
     return open_bundle(out)
@@ -134,7 +134,7 @@ def attach(bundle: Bundle, folder: Path, *, backbone: Backbone | None = None) ->
             raise BundleError(
                 f"bundle {str(bundle.path)!r}: task {task!r} is there already; attach takes new tasks; use replace"
             )
-        return _put(current, branch, folder, backbone)
+        return _put(current, branch, backbone)
 
 
 def replace(bundle: Bundle, folder: Path, *, backbone: Backbone | None = None, expected: str | None = None) -> Manifest:
@@ -155,7 +155,7 @@ def replace(bundle: Bundle, folder: Path, *, backbone: Backbone | None = None, e
     with locked(bundle.path) as current:
         _require_task(current, branch.spec.task, " (attach adds a new one)")
         _require_expected(current, branch.spec.task, expected)
-        return _put(current, branch, folder, backbone)
+        return _put(current, branch, backbone)
 
 
 def detach(bundle: Bundle, task: str) -> Manifest:
@@ -260,7 +260,7 @@ def _require_version(bundle: Bundle, spec: BranchSpec) -> None:
             )
 
 
-def _put(bundle: Bundle, branch: StoredBranch, folder: Path, backbone: Backbone | None) -> Manifest:
+def _put(bundle: Bundle, branch: StoredBranch, backbone: Backbone | None) -> Manifest:
     task = branch.spec.task
     extension = _extended(bundle, branch.spec.exit_layer, backbone)
     check_change(bundle, branch, chain=extension.entry.chain)
@@ -269,7 +269,7 @@ def _put(bundle: Bundle, branch: StoredBranch, folder: Path, backbone: Backbone 
     )
     check_manifest(manifest, f"{bundle.path / MANIFEST_NAME}")
     require_inside(bundle.path, "trunk")
-    place_branch(bundle.path, branch, folder)
+    place_branch(bundle.path, branch)
     if extension.name is not None:
         swap_file(bundle.path / "trunk" / extension.name, extension.content)
     return swap_manifest(bundle.path, manifest)

@@ -225,7 +225,7 @@ class Registry:
                 _check_depth(current.state, branch, f"registry {str(self.path)!r}")
                 check_change(Bundle(path=self.path, manifest=current.state.manifest()), branch)
                 after = fold(current.state, entry)
-            place_branch(self.path, branch, folder, before_each=before_each)
+            place_branch(self.path, branch, before_each=before_each)
             if not registered:
                 check(Bundle(path=self.path, manifest=after.manifest({task: version})))
                 self._append(current, entry)

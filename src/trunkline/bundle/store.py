@@ -49,6 +49,7 @@ class StoredBranch:
         golden: What it must answer.
         digest: SHA-256 over its files, sorted by name.
         files: File name to SHA-256.
+        contents: File name to its bytes, which the tensors are views of.
         served: What its bundle's gate accepted it in.
     """
 
@@ -57,6 +58,7 @@ class StoredBranch:
     golden: Golden
     digest: str
     files: dict[str, str]
+    contents: dict[str, bytes]
     served: Served = UNGATED
 
 
@@ -274,7 +276,9 @@ def read_branch_inside(root: Path, name: str, *, expected: Mapping[str, str]) ->
     tensors = _decode_tensors(contents["branch.safetensors"], subject)
     golden = _decode(contents[_GOLDEN], Golden, f"{subject}: {_GOLDEN}")
     _check_golden(golden, spec, subject)
-    return StoredBranch(spec=spec, tensors=tensors, golden=golden, digest=files_digest(files), files=files)
+    return StoredBranch(
+        spec=spec, tensors=tensors, golden=golden, digest=files_digest(files), files=files, contents=contents
+    )
 
 
 def open_bundle(path: Path) -> Bundle:

@@ -186,4 +186,6 @@ def _branch(backbone: Backbone, name: str, pooling: Pooling, *, exit_layer: int,
     tensors |= {name: backbone.tensors[name] for name in layers_tensor_shapes(config, own)}
     # What is prepared for it is kept by this name.
     digest = f"measured-{own_layers}-{pooling}-{backbone.chain[exit_layer + own_layers]}"
-    return StoredBranch(spec=spec, tensors=tensors, golden=Golden(inputs=(), logits=()), digest=digest, files={})
+    return StoredBranch(
+        spec=spec, tensors=tensors, golden=Golden(inputs=(), logits=()), digest=digest, files={}, contents={}
+    )
