@@ -41,7 +41,6 @@ class Body:
         if stated.isdecimal() and int(stated) > max_bytes:
             raise _too_large(stated, max_bytes)
         self.is_read = False
-        self._is_here = ALL_HERE in request.scope
         self._receive, self._max_bytes = request.receive, max_bytes
         self._seconds, self._whole_s = seconds, whole_s
         self._clock = asyncio.get_running_loop().time
@@ -55,30 +54,34 @@ class Body:
             ServerError: 413: all are larger; 408: it took longer.
             ClientGoneError: The connection was closed.
         """
-        message = await (self._receive() if self._is_here else self._in_time())
-        if message["type"] == "http.disconnect":
-            raise ClientGoneError("client: closed the connection before its request was read; nothing was done")
-        piece: bytes = message.get("body", b"")
-        self._total += len(piece)
-        if self._total > self._max_bytes:
-            raise _too_large(f"more than {self._max_bytes}", self._max_bytes)
-        self.is_read = not message.get("more_body", False)
-        return piece
-
-    async def _in_time(self) -> Message:
         try:
             async with asyncio.timeout_at(min(self._clock() + self._seconds, self._ends)):
-                return await self._receive()
+                message = await self._receive()
         except TimeoutError as error:
             waited = self._seconds if self._clock() < self._ends else self._whole_s
             raise refuse(
                 408, "slow_body", f"body: nothing came, or it was not whole, for {waited:g} s; send it faster, or less",
                 Connection="close",
             ) from error  # fmt: skip
+        piece = _piece_of(message, self._total, self._max_bytes)
+        self._total += len(piece)
+        self.is_read = not message.get("more_body", False)
+        return piece
+
+
+def _piece_of(message: Message, n_before: int, max_bytes: int) -> bytes:
+    if message["type"] == "http.disconnect":
+        raise ClientGoneError("client: closed the connection before its request was read; nothing was done")
+    piece: bytes = message.get("body", b"")
+    if n_before + len(piece) > max_bytes:
+        raise _too_large(f"more than {max_bytes}", max_bytes)
+    return piece
 
 
 async def read_body(request: Request, *, max_bytes: int, seconds: float) -> bytes:
     """The whole body; errors as of `Body`."""
+    if ALL_HERE in request.scope:
+        return _piece_of(await request.receive(), 0, max_bytes)
     body = Body(request, max_bytes=max_bytes, seconds=seconds, whole_s=_WHOLE_S)
     pieces = [await body.piece()]
     while not body.is_read:
