@@ -92,7 +92,7 @@ def measure(*, quick: bool, out: Path) -> Measured:  # noqa: ARG001 - every benc
     sys.setswitchinterval(_SWITCH_S)
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary) / "registry"
-        Registry.create(path, open_bundle(real_bundle()), who="bench", why="changes under load")
+        created = Registry.create(path, open_bundle(real_bundle()), who="bench", why="changes under load").state.seq
         n_tasks = len(open_bundle(real_bundle()).manifest.tasks)
         versions = make_versions(real_bundle(), Path(temporary), n_tasks + size.n_uploads)
         with Served(path, *OPTIONS) as server:
@@ -112,14 +112,15 @@ def measure(*, quick: bool, out: Path) -> Measured:  # noqa: ARG001 - every benc
             memory = server.pss_megabytes()
         entries = [msgspec.to_builtins(each) for each in Registry.open(path).history()]
     start = {task: frozenset({seen.version}) for task, seen in before[0].items()}
-    later = [{"percent": None, **entry} for entry in entries[1 + 3 * n_tasks :]]
+    later = [{"percent": None, **entry} for entry in entries if entry["seq"] > created]
     answered = [each for stretch in stretches for each in stretch.answered]
-    judged = judge(answered, timeline_of(later, start, [*settling, *changer.made]), before)
-    failed_changes = [f"{each.kind}: {each.failure}" for each in changer.made if each.seq is None]
+    every = [*settling, *changer.made]
+    judged = judge(answered, timeline_of(later, start, every), before)
+    failed_changes = [f"{each.kind}: {each.failure}" for each in every if each.seq is None]
     p99 = {changing: [each.p_ms(99) for each in stretches if each.changing == changing] for changing in (False, True)}
     return Measured(
         figures={
-            "changes": float(len(changer.made) - len(failed_changes)),
+            "changes": float(sum(each.seq is not None for each in changer.made)),
             "failed": float(len(judged.failed) + len(failed_changes)),
             "wrong_version": float(len(judged.wrong_version)),
             "changed": float(len(judged.changed)),

@@ -47,20 +47,30 @@ def decode(
         return ScorePrediction(score=float(logits[0]) * branch.score_std + branch.score_mean)
     if branch.kind == "tagging":
         return _decode_spans(logits, branch, example, positions=positions)
+    if branch.kind == "classification" and best_only:
+        return _labelled(branch, *_most_probable(logits, branch))
     values = probabilities(logits, branch)
+    shares = dict(zip(branch.labels, values.tolist(), strict=True))
     if branch.kind == "multilabel":
-        shares = dict(zip(branch.labels, values.tolist(), strict=True))
         thresholds = branch.calibration.thresholds or (DEFAULT_THRESHOLD,) * len(branch.labels)
         chosen = (label for label, floor in zip(branch.labels, thresholds, strict=True) if shares[label] >= floor)
         return LabelsPrediction(labels=tuple(chosen), probabilities=shares)
-    index = int(values.argmax())
-    best, confidence = branch.labels[index], float(values[index])
+    best = branch.labels[int(values.argmax())]
+    return _labelled(branch, best, shares[best], shares)
+
+
+def _most_probable(logits: Logits, branch: BranchSpec) -> tuple[str, float, dict[str, float]]:
+    """The most probable label, its probability to the last bit, and none beside it."""
+    scaled = np.divide(logits, branch.calibration.temperature, dtype=np.float64)
+    index = int(scaled.argmax())
+    best, confidence = branch.labels[index], 1.0 / float(np.add.reduce(np.exp(scaled - scaled[index])))
+    return best, confidence, {best: confidence}
+
+
+def _labelled(branch: BranchSpec, best: str, confidence: float, shares: dict[str, float]) -> LabelPrediction:
     floor = branch.calibration.abstain_below
-    return LabelPrediction(
-        label=None if floor is not None and confidence < floor else best,
-        confidence=confidence,
-        probabilities={best: confidence} if best_only else dict(zip(branch.labels, values.tolist(), strict=True)),
-    )
+    abstains = floor is not None and confidence < floor
+    return LabelPrediction(label=None if abstains else best, confidence=confidence, probabilities=shares)
 
 
 def check_logits(logits: Logits, branch: BranchSpec) -> None:

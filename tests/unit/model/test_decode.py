@@ -77,15 +77,19 @@ def test_a_higher_temperature_is_less_sure() -> None:
     np.testing.assert_allclose(probabilities(logits, warm), probabilities(logits / 2, branch_of()))
 
 
-@pytest.mark.parametrize("floor", [None, 0.8])
-def test_the_best_label_alone_is_the_best_of_all(floor: float | None) -> None:
-    logits = np.log(np.array([0.2, 0.7, 0.1], dtype=np.float32))
-    branch = branch_of(calibration=Calibration(abstain_below=floor))
+@given(
+    arrays(np.float32, 3, elements=st.integers(-80, 80)),
+    st.sampled_from([0.5, 1.0, 1.7]),
+    st.sampled_from([None, 0.4, 0.8]),
+)
+def test_the_best_label_alone_is_the_best_of_all(logits: np.ndarray, temperature: float, floor: float | None) -> None:
+    branch = branch_of(calibration=Calibration(temperature=temperature, abstain_below=floor))
     whole, best = (decode(logits, branch, EXAMPLE, None, best_only=best_only) for best_only in (False, True))
     assert isinstance(whole, LabelPrediction)
     assert isinstance(best, LabelPrediction)
-    assert best.probabilities == {"b": whole.probabilities["b"]}
     assert (best.label, best.confidence) == (whole.label, whole.confidence)
+    assert best.probabilities == {label: whole.probabilities[label] for label in best.probabilities}
+    assert len(best.probabilities) == 1
 
 
 def test_probabilities_of_extreme_logits_are_finite() -> None:
