@@ -101,7 +101,8 @@ class Analyzer:
         """Every answer, in no order; errors as of `trunkline.engine.engine.Engine.stream`, and `ServerError`."""
         encoded = await self._encoded(question, snapshot)
         answers: list[Answer] = []
-        await self._collected(question, encoded, lambda part: answers.extend(self._answers(question, encoded, part)))
+        await self._collected(question, encoded, lambda part: answers.extend(_answers_of(question, encoded, part)))
+        self._metrics.answered(answers)
         return answers
 
     async def stream(self, question: Question, snapshot: Snapshot) -> AsyncIterator[list[Answer]]:
@@ -110,7 +111,9 @@ class Analyzer:
         parts = AsyncParts(self.engine.loop, encoded, caller=question.caller, deadline=self._deadline(question))
         try:
             async for part in parts:
-                yield self._answers(question, encoded, part)
+                answers = _answers_of(question, encoded, part)
+                self._metrics.answered(answers)
+                yield answers
         finally:
             parts.close()
 
@@ -136,7 +139,7 @@ class Analyzer:
         """Logits of every text, in no order; errors as of `all_answers`."""
         encoded, parts = await self.parts(question, snapshot)
         for part in parts:  # Decoded all the same: metrics tell what was answered.
-            self._answers(question, encoded, part)
+            self._metrics.answered(_answers_of(question, encoded, part))
         return [raw for part in parts for raw in raw_answers(encoded, part)]
 
     async def _encoded(self, question: Question, snapshot: Snapshot) -> EncodedRequest:
@@ -152,20 +155,6 @@ class Analyzer:
 
     def _deadline(self, question: Question) -> float:
         return question.arrived + (question.deadline_ms or self._settings.deadline_ms) / 1e3
-
-    def _answers(self, question: Question, encoded: EncodedRequest, part: Part) -> list[Answer]:
-        started = time.perf_counter()
-        best_only = question.top_k is None and not question.probabilities
-        decoded = predictions(encoded, part, best_only=best_only)
-        timings = _timings(part, time.perf_counter() - started)
-        branch = part.branch
-        spec = branch.spec
-        answers = [
-            to_wire(found, question, (index, spec.task, branch.digest, spec.label_schema_version, truncated, timings))
-            for index, found, truncated in decoded
-        ]
-        self._metrics.answered(spec.task, timings, answers)
-        return answers
 
 
 def check_count(n_texts: int, limits: RequestLimits) -> None:
@@ -217,6 +206,18 @@ def _refuse_long(encoded: EncodedRequest) -> None:
                     f"text {index}: has more than the {branch.spec.max_length} tokens that task {branch.spec.task!r} "
                     "reads; cut it yourself, or set truncate to true",
                 )
+
+
+def _answers_of(question: Question, encoded: EncodedRequest, part: Part) -> list[Answer]:
+    started = time.perf_counter()
+    best_only = question.top_k is None and not question.probabilities
+    decoded = predictions(encoded, part, best_only=best_only)
+    timings = _timings(part, time.perf_counter() - started)
+    version, spec = part.branch.digest, part.branch.spec
+    return [
+        to_wire(found, question, (index, spec.task, version, spec.label_schema_version, truncated, timings))
+        for index, found, truncated in decoded
+    ]
 
 
 def _timings(part: Part, decode_s: float) -> Timings:

@@ -59,32 +59,23 @@ class Histogram:
 
 
 class _OfTask:
+    """What is counted of a task, and what is noted but not yet sorted into buckets."""
+
     def __init__(self) -> None:
         self.texts, self.abstained = 0, 0
         self.stages = tuple(Histogram(SECONDS) for _ in STAGES)
         self.confidence = Histogram(CONFIDENCE)
-        self._timings: list[Timings] = []
-        self._confidences: list[float] = []
-
-    def note(self, timings: Timings, answers: Sequence[Answer]) -> None:
-        """Note what one branch answered to one request, and what each stage took."""
-        self.texts += len(answers)
-        self._timings.append(timings)
-        for answer in answers:
-            if isinstance(answer, LabelAnswer):
-                self._confidences.append(answer.confidence)
-                self.abstained += answer.abstained
-        if len(self._timings) == _NOTED:
-            self.sort_in()
+        self.timings: list[Timings] = []
+        self.confidences: list[float] = []
 
     def sort_in(self) -> None:
         """Sort what was noted into buckets."""
-        rows = [(each.queue_ms, each.trunk_ms, each.branch_ms, each.decode_ms) for each in self._timings]
+        rows = [(each.queue_ms, each.trunk_ms, each.branch_ms, each.decode_ms) for each in self.timings]
         seconds = np.array(rows, dtype=np.float64).reshape(-1, len(STAGES)) / 1e3
         for histogram, values in zip(self.stages, seconds.T, strict=True):
             histogram.observe_all(values)
-        self.confidence.observe_all(np.array(self._confidences, dtype=np.float64))
-        self._timings, self._confidences = [], []
+        self.confidence.observe_all(np.array(self.confidences, dtype=np.float64))
+        self.timings, self.confidences = [], []
 
 
 class Metrics:
@@ -123,12 +114,22 @@ class Metrics:
         self._tokens.observe(step.n_tokens)
         self._busy_s += step.seconds
 
-    def answered(self, task: str, timings: Timings, answers: Sequence[Answer]) -> None:
-        """Count what one branch answered to one request."""
-        counts = self._tasks.get(task)
-        if counts is None:
-            counts = self._tasks[task] = _OfTask()
-        counts.note(timings, answers)
+    def answered(self, answers: Sequence[Answer]) -> None:
+        """Count answers; those of one branch to one request stand together, and share their timings."""
+        timings = None
+        for answer in answers:
+            counts = self._tasks.get(answer.task)
+            if counts is None:
+                counts = self._tasks[answer.task] = _OfTask()
+            counts.texts += 1
+            if answer.timings is not timings:
+                timings = answer.timings
+                if len(counts.timings) == _NOTED:
+                    counts.sort_in()
+                counts.timings.append(timings)
+            if isinstance(answer, LabelAnswer):
+                counts.confidences.append(answer.confidence)
+                counts.abstained += answer.abstained
 
     def requested(self, route: str, method: str, status: int, seconds: float) -> None:
         """Count a request of a known route."""
