@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-_TIMES = 8.0
+_TIMES = 4.0
 """Requests that waited for a piece of work get so many times as long as it took before the next."""
 _LEAST_S, _MOST_S = 0.01, 0.5
 
