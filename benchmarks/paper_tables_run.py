@@ -102,7 +102,7 @@ class Entry:
         )
 
 
-# One seed: further ones once all tasks have it. NLI, duplicates and question-answer pairs were in this backbone's own
+# Further seeds once all tasks have the first. NLI, duplicates and question-answer pairs were in this backbone's own
 # tuning.
 STUDY: tuple[Entry, ...] = (
     Entry("sst2", "accuracy", (2, 4, 8), (0,), MORE_TRAIN_ROWS, form="text"),

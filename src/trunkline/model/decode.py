@@ -48,7 +48,8 @@ def decode(
     if branch.kind == "tagging":
         return _decode_spans(logits, branch, example, positions=positions)
     if branch.kind == "classification" and best_only:
-        return _labelled(branch, *_most_probable(logits, branch))
+        best, confidence = _most_probable(logits, branch)
+        return _labelled(branch, best, {best: confidence})
     values = probabilities(logits, branch)
     shares = dict(zip(branch.labels, values.tolist(), strict=True))
     if branch.kind == "multilabel":
@@ -56,21 +57,20 @@ def decode(
         chosen = (label for label, floor in zip(branch.labels, thresholds, strict=True) if shares[label] >= floor)
         return LabelsPrediction(labels=tuple(chosen), probabilities=shares)
     best = branch.labels[int(values.argmax())]
-    return _labelled(branch, best, shares[best], shares)
+    return _labelled(branch, best, shares)
 
 
-def _most_probable(logits: Logits, branch: BranchSpec) -> tuple[str, float, dict[str, float]]:
-    """The most probable label, its probability to the last bit, and none beside it."""
+def _most_probable(logits: Logits, branch: BranchSpec) -> tuple[str, float]:
+    """The most probable label, and its probability to the last bit of `probabilities`."""
     scaled = np.divide(logits, branch.calibration.temperature, dtype=np.float64)
     index = int(scaled.argmax())
-    best, confidence = branch.labels[index], 1.0 / float(np.add.reduce(np.exp(scaled - scaled[index])))
-    return best, confidence, {best: confidence}
+    return branch.labels[index], 1.0 / float(np.add.reduce(np.exp(scaled - scaled[index])))
 
 
-def _labelled(branch: BranchSpec, best: str, confidence: float, shares: dict[str, float]) -> LabelPrediction:
+def _labelled(branch: BranchSpec, best: str, shares: dict[str, float]) -> LabelPrediction:
     floor = branch.calibration.abstain_below
-    abstains = floor is not None and confidence < floor
-    return LabelPrediction(label=None if abstains else best, confidence=confidence, probabilities=shares)
+    abstains = floor is not None and shares[best] < floor
+    return LabelPrediction(label=None if abstains else best, confidence=shares[best], probabilities=shares)
 
 
 def check_logits(logits: Logits, branch: BranchSpec) -> None:

@@ -183,8 +183,7 @@ class Edge:
 
 
 def _given_id(scope: Scope) -> str | None:
-    given = dict(scope["headers"]).get(b"x-request-id")
-    return None if given is None else given.decode("latin-1")
+    return next((value.decode("latin-1") for name, value in scope["headers"] if name == b"x-request-id"), None)
 
 
 def _of_http(error: HTTPException, scope: Scope) -> TrunklineError:

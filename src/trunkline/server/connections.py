@@ -25,7 +25,7 @@ class WholeAnswers:
         """Take the one that sends."""
         self._transport = transport
         self._head = b""
-        self.comes_head = True
+        self._comes_head = True
 
     def __getattr__(self, name: str) -> Any:
         """All else is as it was."""
@@ -33,8 +33,8 @@ class WholeAnswers:
 
     def write(self, data: bytes) -> None:
         """Send, but for the head of an answer, which is kept until there is more."""
-        if self.comes_head and not data.startswith(_CONTINUE):
-            self._head, self.comes_head = data, False
+        if self._comes_head and not data.startswith(_CONTINUE):
+            self._head, self._comes_head = data, False
         elif self._head:
             self._transport.writelines((self._head, data))
             self._head = b""
@@ -46,7 +46,7 @@ class WholeAnswers:
         if self._head:
             self._transport.write(self._head)
             self._head = b""
-        self.comes_head = True
+        self._comes_head = True
 
     def close(self) -> None:
         """Send what was kept, and close."""
@@ -114,7 +114,7 @@ class ImpatientProtocol(HttpToolsProtocol):
         # Bytes that begin no request, or the rest of one that was answered early: uvicorn waits for more without end.
         cycle: RequestResponseCycle | None = self.cycle
         if self._head_timer is None and (self._head_begun or cycle is None or cycle.response_complete):
-            self._head_timer = self.loop.call_later(self.read_s, self._give_up)
+            self._wait_for_head()
 
     def on_message_begin(self) -> None:
         """A head begins; most come whole, so that nobody needs to wait for the rest."""
@@ -147,7 +147,6 @@ class ImpatientProtocol(HttpToolsProtocol):
         self._in_head, self._in_trailer, self._head_bytes = True, False, 0
 
     def _wait_for_head(self) -> None:
-        self._in_head, self._head_bytes = True, 0
         self._head_timer = self.loop.call_later(self.read_s, self._give_up)
 
     def _head_arrived(self) -> None:
