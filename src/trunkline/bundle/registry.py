@@ -227,7 +227,7 @@ class Registry:
                 after = fold(current.state, entry)
             place_branch(self.path, branch, before_each=before_each)
             if not registered:
-                check(Bundle(path=self.path, manifest=after.manifest({task: version})))
+                check(Bundle(self.path, after.manifest({task: version}), held={version: branch}))
                 self._append(current, entry)
         return version
 

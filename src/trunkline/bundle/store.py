@@ -1,7 +1,7 @@
 """Branches and bundles on disk (design.md, section 4): the bytes that are verified are the bytes that are decoded."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
@@ -88,10 +88,12 @@ class Bundle:
     Attributes:
         path: Its folder.
         manifest: What it held then.
+        held: Branch digest to a branch that was read and verified just before, and is not read again.
     """
 
     path: Path
     manifest: Manifest
+    held: Mapping[str, StoredBranch] = field(default_factory=dict, compare=False, repr=False)
 
     def config(self) -> EncoderConfig:
         """Read and verify the facts of the backbone alone; errors as of `trunk`."""
@@ -128,7 +130,7 @@ class Bundle:
         """
         entry = self._entry(task)
         name = branch_folder(task, entry.branch)
-        branch = read_branch_inside(self.path, name, expected=entry.files)
+        branch = self.held.get(entry.branch) or read_branch_inside(self.path, name, expected=entry.files)
         said = msgspec.structs.replace(entry, precision="fp32", ranges=None, gate=None)
         if task_entry(branch) != said or branch.spec.task != task:
             raise BundleError(
@@ -141,6 +143,8 @@ class Bundle:
     def golden(self, task: str) -> Golden:
         """Read and verify the golden inputs of one task's branch alone; errors as of `branch`."""
         entry = self._entry(task)
+        if entry.branch in self.held:
+            return self.held[entry.branch].golden
         name = f"{branch_folder(task, entry.branch)}/{_GOLDEN}"
         content = read_inside(self.path, name, missing=MissingBranchError)
         check_digest(content, entry.files[_GOLDEN], f"{self.path / name}")

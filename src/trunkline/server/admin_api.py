@@ -1,14 +1,12 @@
 """The life of a task: versions come, answer, are tried, go back and leave."""
 
 from functools import partial
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import msgspec
 from starlette.responses import Response
 
 from trunkline.core.errors import DataError
-from trunkline.server.archives import ARCHIVE_TYPES, open_source, unpack, write_upload
+from trunkline.server.archives import ARCHIVE_TYPES, open_source, unpack, upload_folder, write_upload
 from trunkline.server.bodies import Body, decode_body
 from trunkline.server.operation import Asked, JsonResponse, Operation
 from trunkline.wire import (
@@ -40,14 +38,14 @@ async def register(asked: Asked) -> Response:
     """Take a version in, from an archive in the body or from where the body says that it lies."""
     deployment, settings = asked.service.deployment, asked.service.settings
     content_type = asked.request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    with TemporaryDirectory(prefix="trunkline-upload-") as temporary:
-        folder = Path(temporary) / "branch"
+    async with upload_folder() as temporary:
+        folder = temporary / "branch"
         if content_type in ARCHIVE_TYPES:
             why, expected = _reason_of_query(asked), asked.request.query_params.get("version")
             limits = settings.limits
             content = Body(asked.request, max_bytes=limits.archive_bytes, seconds=limits.read_s)
             pace = asked.service.analyzer.engine.pace()
-            archive = await write_upload(content, Path(temporary) / "archive", before_each=pace)
+            archive = await write_upload(content, temporary / "archive", before_each=pace)
             work = partial(unpack, archive, folder, max_bytes=limits.archive_bytes, before_each=pace)
             await deployment.aside.prepare(work)
         else:

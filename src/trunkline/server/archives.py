@@ -6,9 +6,10 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Generator
-from contextlib import closing
+from collections.abc import AsyncIterator, Callable, Generator
+from contextlib import asynccontextmanager, closing
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from typing import IO, Any, TypeAlias, cast
 
 from trunkline.bundle.manifest import BRANCH_FILES
@@ -26,6 +27,16 @@ _TAR_HEAD_BYTES = 8 * 1024
 """Of a member, its long names and pax records together; tarfile looks through them in quadratic time."""
 _ZIP_HEAD_BYTES = 128 * 1024
 """Of the directory, and of the 64 KB that are searched for its place."""
+
+
+@asynccontextmanager
+async def upload_folder() -> AsyncIterator[Path]:
+    """A temporary folder, which goes beside the event loop: to let tens of megabytes go takes milliseconds."""
+    temporary = TemporaryDirectory(prefix="trunkline-upload-")
+    try:
+        yield Path(temporary.name)
+    finally:
+        await asyncio.to_thread(temporary.cleanup)
 
 
 async def write_upload(body: Body, path: Path, *, before_each: Callable[[], None]) -> Path:
