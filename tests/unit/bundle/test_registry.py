@@ -15,7 +15,7 @@ from tests.tiny_registries import NEWER, SAID, digest_of, make_registry, read_wh
 from trunkline.bundle import merge as merging
 from trunkline.bundle.history import Entry, encode_entry, sealed
 from trunkline.bundle.registry import Registry, is_registry
-from trunkline.bundle.store import open_bundle, write_branch
+from trunkline.bundle.store import Bundle, open_bundle, write_branch
 from trunkline.bundle.versions import Canary, TaskState
 from trunkline.core.errors import (
     BundleError,
@@ -161,6 +161,25 @@ def test_a_removed_version_can_be_registered_again(registry: Registry, tmp_path:
     registry.remove("intent", newer[0], **SAID)
     assert registry.register(tmp_path / NEWER[0], **SAID) == newer[0]
     assert list(intent(registry).versions)[1:] == [*newer[1:], newer[0]]
+
+
+def test_who_checks_a_new_version_gets_the_branch_that_was_read(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[tuple[str, bool]] = []
+
+    def refuse_to_read(*_: Any, **__: Any) -> bytes:
+        raise AssertionError("the branch was read again")
+
+    def check(bundle: Bundle) -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr("trunkline.bundle.store.read_inside", refuse_to_read)
+            branch = bundle.branch("intent")
+            found.append((branch.digest, bundle.golden("intent") is branch.golden))
+
+    version = registry.register(tmp_path / NEWER[0], check=check, **SAID)
+    assert found == [(version, True)]
+    assert registry.bundle({"intent": version}).branch("intent").digest == version
 
 
 def test_a_branch_of_another_trunk_is_refused_with_both_values(registry: Registry, tmp_path: Path) -> None:
